@@ -76,7 +76,10 @@ def read_json(path: Path | str) -> Any:
         raise InputError("a file is missing", where=path, remedy="check the path") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(
-            "a file could not be read as JSON", where=path, why=str(error), remedy="restore it from a copy, or run again"
+            "a file could not be read as JSON",
+            where=path,
+            why=str(error),
+            remedy="restore the file, or run again",
         ) from error
 
 
