@@ -7,17 +7,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from cl_signals.mantis.adapters import Adapter, LinearChannelCombiner, adapter_from_state, parse_adapter
+from cl_signals.mantis.embed import embed, resize
+from cl_signals.mantis.model import Mantis, MantisConfig, Token
+from cl_signals.mantis.system import ClassifierSystem, OptimSettings
 from contrastive_core.errors import InputError
 from contrastive_core.evaluation import TemperatureScaler
 from contrastive_core.training import RunFolder, TrainSettings, fit
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from cl_signals.mantis.adapters import Adapter, LinearChannelCombiner, adapter_from_state, parse_adapter
-from cl_signals.mantis.embed import embed, resize
-from cl_signals.mantis.model import Mantis, MantisConfig, Token
-from cl_signals.mantis.system import ClassifierSystem, OptimSettings
 
 Mode = Literal["head", "adapter-head", "full", "scratch"]
 
@@ -171,7 +170,9 @@ class Classifier:
         }
         if self.adapter is not None:
             tensors, about = self.adapter.state()
-            state |= {f"adapter.{name}": torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}
+            state |= {
+                f"adapter.{name}": torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()
+            }
             description["adapter"] = about
         run.save_model(state, description)
 
@@ -193,7 +194,9 @@ class Classifier:
         try:
             settings = FineTuneSettings(**description["settings"])
             encoder = Mantis(MantisConfig.from_dict(description["encoder"]))
-            tensors = {name.removeprefix("adapter."): v.numpy() for name, v in state.items() if name.startswith("adapter.")}
+            tensors = {
+                name.removeprefix("adapter."): v.numpy() for name, v in state.items() if name.startswith("adapter.")
+            }
             adapter = None if description["adapter"] is None else adapter_from_state(tensors, description["adapter"])
             weights = {name.removeprefix("network."): v for name, v in state.items() if name.startswith("network.")}
             combiner = None

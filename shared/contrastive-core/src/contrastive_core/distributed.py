@@ -1,0 +1,114 @@
+"""Gathering across processes, with the gradient of the one-process computation.
+
+Reference semantics: the loss of the concatenated global batch in one process. Each process computes its own rows against
+all gathered columns; after the gradient averaging of data-parallel training the result equals the reference.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def is_active() -> bool:
+    """Whether more than one process takes part."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    """Number of processes, 1 without ``torch.distributed``."""
+    return dist.get_world_size() if is_active() else 1
+
+
+def sizes(count: int, device: torch.device) -> list[int]:
+    """Rows on every process, in rank order."""
+    if not is_active():
+        return [count]
+    mine = torch.tensor([count], device=device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    return [int(entry) for entry in everyone]
+
+
+def rank_slice(counts: list[int]) -> slice:
+    """Where this process's rows stand among the gathered ones."""
+    rank = dist.get_rank() if is_active() else 0
+    return slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+
+
+def gather_with_grad(x: Float[Tensor, "b d"], counts: list[int] | None = None) -> Float[Tensor, "n d"]:
+    """Concatenate the rows of all processes in rank order; gradients are summed back to their owner.
+
+    Args:
+        x: This process's rows; the numbers of rows may differ between processes.
+        counts: Rows on every process, if already known.
+    """
+    if not is_active():
+        return x
+    counts = counts if counts is not None else sizes(len(x), x.device)
+    return _Gather.apply(x, counts)
+
+
+@torch.no_grad()
+def gather(x: Shaped[Tensor, "b ..."], counts: list[int] | None = None) -> Shaped[Tensor, "n ..."]:
+    """Concatenate the rows of all processes without gradient (labels, ids)."""
+    if not is_active():
+        return x
+    return _all_gather(x, counts if counts is not None else sizes(len(x), x.device))
+
+
+def all_reduce_with_grad(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Sum over processes; the gradient is summed over processes too."""
+    return _AllReduce.apply(x) if is_active() else x
+
+
+def _all_gather(x: Tensor, counts: list[int]) -> Tensor:
+    longest = max(counts)
+    padded = x.new_zeros((longest, *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded.contiguous())
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        return _all_gather(x, counts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        counts = ctx.counts
+        longest, mine = max(counts), counts[dist.get_rank()]
+        if dist.get_backend() == "gloo":  # has no reduce-scatter
+            grad = grad.contiguous()
+            dist.all_reduce(grad)
+            return grad[rank_slice(counts)], None
+        blocks = []
+        for block in grad.split(counts):
+            padded = grad.new_zeros((longest, *grad.shape[1:]))
+            padded[: len(block)] = block
+            blocks.append(padded)
+        out = torch.empty_like(blocks[0])
+        dist.reduce_scatter(out, blocks)
+        return out[:mine], None
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total
