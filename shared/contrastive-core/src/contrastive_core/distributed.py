@@ -1,7 +1,7 @@
 """Gathering across processes, with the gradient of the one-process computation.
 
-Reference semantics: the loss of the concatenated global batch in one process. Each process computes its own rows against
-all gathered columns; after the gradient averaging of data-parallel training the result equals the reference.
+Reference semantics: the loss of the concatenated global batch in one process. Each process computes its own rows
+against all gathered columns; after the gradient averaging of data-parallel training the result equals the reference.
 """
 
 from typing import Any
@@ -49,7 +49,8 @@ def gather_with_grad(x: Float[Tensor, "b d"], counts: list[int] | None = None) -
     if not is_active():
         return x
     counts = counts if counts is not None else sizes(len(x), x.device)
-    return _Gather.apply(x, counts)
+    gathered: Tensor = _Gather.apply(x, counts)
+    return gathered
 
 
 @torch.no_grad()
@@ -62,7 +63,10 @@ def gather(x: Shaped[Tensor, "b ..."], counts: list[int] | None = None) -> Shape
 
 def all_reduce_with_grad(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """Sum over processes; the gradient is summed over processes too."""
-    return _AllReduce.apply(x) if is_active() else x
+    if not is_active():
+        return x
+    total: Tensor = _AllReduce.apply(x)
+    return total
 
 
 def _all_gather(x: Tensor, counts: list[int]) -> Tensor:

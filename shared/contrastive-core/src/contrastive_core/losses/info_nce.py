@@ -69,7 +69,6 @@ def info_nce(
     positive = (query * key).sum(1) * scale
     counts = sizes(len(query), query.device) if gather else [len(query)]
     keys, queries = (gather_with_grad(key, counts), query) if gather else (key, query)
-    local = rank_slice(counts) if gather else slice(None)
     key_ids = None if ids is None else (gather_rows(ids, counts) if gather else ids)
     options = {"tile": tile, "precision": precision}
 
@@ -98,7 +97,6 @@ def info_nce(
                 **options,  # type: ignore[arg-type]
             )
         losses = (losses + _against(columns, positive, ids) - positive) / 2
-    del local
     return _reduce(losses, reduction, counts)
 
 
@@ -328,7 +326,7 @@ def _check_pair(a: Tensor, b: Tensor) -> None:
 
 def _scale(temperature: Temperature, like: Tensor) -> Tensor:
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    t = torch.as_tensor(temperature, device=like.device).to(dtype)
+    t = torch.as_tensor(temperature, device=like.device, dtype=dtype)
     if not float(t.detach()) > 0:
         raise ValueError(f"the temperature must be positive, got {float(t.detach())}")
     return 1 / t

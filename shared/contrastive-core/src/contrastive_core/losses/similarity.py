@@ -53,7 +53,8 @@ def pair_logsumexp(
     scale = scale.to(query)
     bound = float(scale.detach().abs()) if unit_rows else float("inf")
     with torch.autocast(query.device.type, enabled=False):
-        return _PairLogSumExp.apply(query, key, scale, query_ids, key_ids, columns, tile, precision, bound)
+        rows, cols = _PairLogSumExp.apply(query, key, scale, query_ids, key_ids, columns, tile, precision, bound)
+    return rows, cols
 
 
 def self_logsumexp(
@@ -82,7 +83,8 @@ def self_logsumexp(
     scale = scale.to(embeddings)
     bound = float(scale.detach().abs()) if unit_rows else float("inf")
     with torch.autocast(embeddings.device.type, enabled=False):
-        return _SelfLogSumExp.apply(embeddings, scale, ids, tile, precision, bound)
+        rows: Tensor = _SelfLogSumExp.apply(embeddings, scale, ids, tile, precision, bound)
+    return rows
 
 
 def _compute_dtype(x: Tensor) -> Tensor:
