@@ -7,16 +7,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from cl_signals.mantis.adapters import Adapter, LinearChannelCombiner, adapter_from_state, parse_adapter
-from cl_signals.mantis.embed import embed, resize
-from cl_signals.mantis.model import Mantis, MantisConfig, Token
-from cl_signals.mantis.system import ClassifierSystem, OptimSettings
 from contrastive_core.errors import InputError
 from contrastive_core.evaluation import TemperatureScaler
 from contrastive_core.training import RunFolder, TrainSettings, fit
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from cl_signals.mantis.adapters import Adapter, LinearChannelCombiner, adapter_from_state, parse_adapter
+from cl_signals.mantis.embed import embed, resize
+from cl_signals.mantis.model import Mantis, MantisConfig, Token
+from cl_signals.mantis.system import ClassifierSystem, OptimSettings
 
 Mode = Literal["head", "adapter-head", "full", "scratch"]
 

@@ -6,10 +6,11 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cl_signals.mantis.model import Mantis, Token
 from contrastive_core.errors import InputError
 from jaxtyping import Float
 from torch import Tensor
+
+from cl_signals.mantis.model import Mantis, Token
 
 Precision = Literal["float32", "bf16"]
 

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from cl_signals.mantis.tokens import TokenGenerator
 from contrastive_core.errors import InputError
 from contrastive_core.weights import load_weights, save_weights
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from cl_signals.mantis.tokens import TokenGenerator
 
 Token = Literal["cls", "mean", "combined"]
 Preset = Literal["v1", "v2", "tiny"]

@@ -6,13 +6,14 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from cl_signals.mantis.augment import RandomCropResize
-from cl_signals.mantis.model import Mantis
-from cl_signals.mantis.objective import mantis_contrastive
 from contrastive_core.errors import InputError
 from contrastive_core.training import seeded_generator, warmup_cosine
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from cl_signals.mantis.augment import RandomCropResize
+from cl_signals.mantis.model import Mantis
+from cl_signals.mantis.objective import mantis_contrastive
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import torch
-from cl_signals.mantis.model import Mantis, MantisConfig
-from cl_signals.mantis.tokens import SCALES
 from contrastive_core.errors import InputError
 from torch import Tensor
+
+from cl_signals.mantis.model import Mantis, MantisConfig
+from cl_signals.mantis.tokens import SCALES
 
 _SIMPLE = {
     "tokgen_unit.convs.{i}.conv.weight": "tokens.{branch}.weight",
