@@ -109,7 +109,7 @@ class MultichannelProjector:
         return {"mean": self._mean, "components": self._components}, about
 
     def _rows(self, x: np.ndarray) -> np.ndarray:
-        count, channels, length = x.shape
+        channels, length = x.shape[1:]
         if length % self.window:
             raise InputError(
                 "the series length is no multiple of the adapter's window",

@@ -1,7 +1,6 @@
 """A trained classifier of series: adapter, encoder and head, fitted in one of four modes and kept in a run folder."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +8,11 @@ import numpy as np
 import torch
 from contrastive_core.errors import InputError
 from contrastive_core.evaluation import TemperatureScaler
-from contrastive_core.training import RunFolder, TrainSettings, fit
+from contrastive_core.training import RunFolder, TrainSettings, batches, fit
+from contrastive_core.training.batches import order_of
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from cl_signals.mantis.adapters import Adapter, LinearChannelCombiner, adapter_from_state, parse_adapter
 from cl_signals.mantis.embed import embed, resize
@@ -143,7 +143,7 @@ class Classifier:
         if x.ndim != 3 or x.shape[1] != self.channels:
             raise InputError(
                 "the series do not have the channels the classifier was trained on",
-                why=f"{self.channels} channel(s) are expected, the data has shape {tuple(x.shape)} (series, channels, time)",
+                why=f"expected {self.channels} channel(s), got shape {tuple(x.shape)} (series, channels, time)",
                 remedy="pass the channels used in training, in the same order",
             )
         self.network.eval()  # dropout and batch statistics must not depend on who used the network before
@@ -277,7 +277,7 @@ def train_classifier(
         trained = network
         frozen = encoder if settings.mode == "adapter-head" else None
     loader = _batches(inputs[fitting], torch.from_numpy(y)[fitting], settings.batch_size, train.seed)
-    steps = train.steps if train.steps is not None else math.ceil(len(loader) / train.accumulate) * (train.epochs or 1)
+    steps = train.total_steps(order_of(loader).per_epoch)
     fit(ClassifierSystem(trained, optim=optim, total_steps=steps, frozen=frozen), loader, run=run, settings=train)
 
     network.requires_grad_(True)
@@ -314,10 +314,7 @@ def _hold_out(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def _batches(x: Tensor, y: Tensor, batch_size: int, seed: int) -> Any:
-    from contrastive_core.training import EpochBatchSampler
-
     dataset = TensorDataset(x, y)
     # A last batch of one series has no batch statistics; it is dropped when a full batch remains.
     keep = len(dataset) - 1 if len(dataset) > batch_size and len(dataset) % batch_size == 1 else len(dataset)
-    sampler = EpochBatchSampler(len(dataset), min(batch_size, len(dataset)), seed=seed, drop_last=keep < len(dataset))
-    return DataLoader(dataset, batch_sampler=sampler)
+    return batches(dataset, batch_size, seed=seed, drop_last=keep < len(dataset))

@@ -45,10 +45,11 @@ class ScalarEncoder(nn.Module):
 class ConvPatches(nn.Module):
     """Convolution, layer normalisation over channels, mean over each patch; without ever forming the convolution.
 
-    With ``A = [W c]`` the kernels and biases centred over channels and ``u_t`` the window at t with a 1 appended, the
-    normalised convolution is ``A u_t / sigma_t`` and ``sigma_t^2 = |A u_t|^2 / d + eps = |R u_t|^2 + eps``, where R is the
-    triangular factor of ``A / sqrt(d)``. The patch mean is linear, so the windows are averaged first and multiplied by A
-    once a patch instead of once a time step. Equal to the literal form in exact arithmetic, for gradients too.
+    Write ``A = [W c]`` for the kernels and biases centred over channels, and ``u_t`` for the window at t with a 1
+    appended. The normalised convolution is ``A u_t / sigma_t`` with ``sigma_t^2 = |A u_t|^2 / d + eps``, which equals
+    ``|R u_t|^2 + eps`` for the triangular factor R of ``A / sqrt(d)``. The patch mean is linear, so windows are averaged
+    first and multiplied by A once a patch instead of once a time step. In exact arithmetic this is the literal form,
+    gradients included.
 
     Args:
         width: Number of channels d.
@@ -67,7 +68,7 @@ class ConvPatches(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t"]) -> Float[Tensor, "b p d"]:
         """Patch tokens of z-scored series."""
-        width, kernel = self.weight.shape
+        kernel = self.weight.shape[1]
         affine = torch.cat([self.weight, self.bias[:, None]], 1)
         affine = affine - affine.mean(0)
         windows = F.pad(x, (kernel // 2, kernel // 2)).unfold(1, kernel, 1)
