@@ -20,7 +20,7 @@ def iris():
 @pytest.mark.parametrize("kind", ["rf", "logreg", "knn", "1nn"])
 def test_probes_learn_and_repeat(iris, kind):
     first, second = (probe(*iris, kind=kind, seed=3) for _ in range(2))
-    assert first.accuracy > 0.9
+    assert first.accuracy > 0.7  # chance is a third
     assert np.array_equal(first.probabilities, second.probabilities)
     np.testing.assert_allclose(first.probabilities.sum(1), 1)
 

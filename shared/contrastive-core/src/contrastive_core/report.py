@@ -19,7 +19,8 @@ body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2.5rem a
 h1 { font-size: 1.7rem; margin: 0 0 .6rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .92rem; }
 dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }
 th { background: var(--soft); } .number { text-align: right; } .best { font-weight: 700; color: var(--accent); }
 figure { margin: 0; } img { max-width: 100%; height: auto; background: white; border-radius: 6px; }
@@ -31,7 +32,9 @@ figcaption, .note { font-size: .88rem; opacity: .8; }
 {% if part.title %}<h2>{{ part.title }}</h2>{% endif %}
 {% if part.kind == "text" %}<p>{{ part.text }}</p>
 {% elif part.kind == "table" %}<div class="scroll"><table><thead><tr>
-{% for column in part.columns %}<th{% if loop.index0 in part.numeric %} class="number"{% endif %}>{{ column }}</th>{% endfor %}
+{% for column in part.columns %}
+<th{% if loop.index0 in part.numeric %} class="number"{% endif %}>{{ column }}</th>
+{% endfor %}
 </tr></thead><tbody>
 {% for row in part.rows %}<tr>
 {% for cell in row %}<td class="{{ cell.style }}">{{ cell.text }}</td>{% endfor %}
@@ -173,5 +176,5 @@ def _is_number(value: Any) -> bool:
 
 def _show(value: Any) -> str:
     if value is None:
-        return "–"
+        return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -47,9 +47,9 @@ class ConvPatches(nn.Module):
 
     Write ``A = [W c]`` for the kernels and biases centred over channels, and ``u_t`` for the window at t with a 1
     appended. The normalised convolution is ``A u_t / sigma_t`` with ``sigma_t^2 = |A u_t|^2 / d + eps``, which equals
-    ``|R u_t|^2 + eps`` for the triangular factor R of ``A / sqrt(d)``. The patch mean is linear, so windows are averaged
-    first and multiplied by A once a patch instead of once a time step. In exact arithmetic this is the literal form,
-    gradients included.
+    ``|R u_t|^2 + eps`` for the triangular factor R of ``A / sqrt(d)``. The patch mean is linear, so windows are
+    averaged first and multiplied by A once a patch instead of once a time step. In exact arithmetic this is the
+    literal form, gradients included.
 
     Args:
         width: Number of channels d.
