@@ -1,0 +1,24 @@
+"""Mantis: embeddings of time series, their pre-training, and CauKer's synthetic corpora."""
+
+from cl_signals.mantis.cauker import CauKerSettings, generate, read_corpus, write_corpus
+from cl_signals.mantis.data import SeriesSet, read_series, read_split, to_batch
+from cl_signals.mantis.embed import embed
+from cl_signals.mantis.model import Mantis, MantisConfig, load_model, save_model
+from cl_signals.mantis.objective import mantis_contrastive
+
+__all__ = [
+    "CauKerSettings",
+    "Mantis",
+    "MantisConfig",
+    "SeriesSet",
+    "embed",
+    "generate",
+    "load_model",
+    "mantis_contrastive",
+    "read_corpus",
+    "read_series",
+    "read_split",
+    "save_model",
+    "to_batch",
+    "write_corpus",
+]

@@ -180,10 +180,7 @@ def draw_graph(settings: CauKerSettings, seed: int, index: int) -> tuple[Float[n
     """
     rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(index,)))
     with np.errstate(over="ignore", invalid="ignore"):
-        if settings.graph:
-            series = _causal(settings, rng)
-        else:
-            series = _root(settings, rng)[None]
+        series = _causal(settings, rng) if settings.graph else _root(settings, rng)[None]
         series = series.astype(np.float32)
     good = np.isfinite(series).all(1)
     good[good] = np.ptp(series[good], axis=1) > 0
