@@ -307,7 +307,8 @@ def import_weights(checkpoint: Path, out: Path, *, strict: bool = True, overwrit
     model, report = import_state(read_state(checkpoint), strict=strict)
     save_model(model, out)
     print(
-        f"{report.version} encoder in {out}; missing {report.missing or 'none'}, unexpected {report.unexpected or 'none'}"
+        f"{report.version} encoder in {out}; "
+        f"missing {report.missing or 'none'}, unexpected {report.unexpected or 'none'}"
     )
 
 

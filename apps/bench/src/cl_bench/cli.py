@@ -1,0 +1,17 @@
+"""``cl-bench``: list, claims, speed."""
+
+from typing import NoReturn
+
+from contrastive_core.cli import App, Command
+
+from cl_bench import __version__
+
+app = App("cl-bench", help="Claims and speed of every method, measured beside their baselines.", version=__version__)
+app.command(Command("list", "cl_bench.commands:show", "What can be measured."))
+app.command(Command("claims", "cl_bench.commands:claims", "Train methods and baselines, compare their results."))
+app.command(Command("speed", "cl_bench.commands:speed", "Time methods against their peers, alternately."))
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    app.main()
