@@ -49,9 +49,8 @@ def claims(*names: str, seeds: int = 3, data: Path | None = None, json: bool = F
     for result in results:
         verdict = "holds" if result["holds"] else "does not hold"
         gap = result["paired_difference"]
-        print(
-            f"{result['name']}: {verdict} ({gap['mean']:+.4f} ± {gap['sd']:.4f}{'' if result['gate'] else ', reported only'})"
-        )
+        tail = "" if result["gate"] else ", reported only"
+        print(f"{result['name']}: {verdict} ({gap['mean']:+.4f} ± {gap['sd']:.4f}{tail})")
         for arm, score in result["arms"].items():
             print(f"  {arm:<28}{score['mean']:.4f} ± {score['sd']:.4f}")
     for note in results[0]["notes"]:

@@ -271,7 +271,9 @@ def train_classifier(
     if settings.mode == "head":
         # The encoder does not change, so every series is encoded once; the head learns from the stored vectors.
         z = embed(encoder, prepared, layer=settings.layer, token=settings.token, sizes=(settings.length,))
-        inputs, trained, frozen = torch.from_numpy(z.reshape(len(z), -1)), head, None
+        inputs = torch.from_numpy(z.reshape(len(z), -1))
+        trained: nn.Module = head
+        frozen = None
     else:
         inputs = torch.from_numpy(prepared)
         trained = network

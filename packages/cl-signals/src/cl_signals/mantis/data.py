@@ -11,7 +11,7 @@ from contrastive_core.errors import ContrastiveWarning, InputError
 from jaxtyping import Float, Int
 
 from cl_signals.mantis.embed import resize
-from cl_signals.mantis.formats import SUFFIXES, RawSeries, read_raw
+from cl_signals.mantis.formats import SUFFIXES, RawSeries, holds_split, read_raw, read_split_npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +63,18 @@ def read_split(path: Path | str) -> tuple[SeriesSet, SeriesSet]:
 
     Args:
         path: A folder holding ``<Name>_TRAIN.ts`` and ``<Name>_TEST.ts`` (or another format), or
-            ``X_train.npy``, ``y_train.npy``, ``X_test.npy``, ``y_test.npy``; or the training file of such a pair.
+            ``X_train.npy``, ``y_train.npy``, ``X_test.npy``, ``y_test.npy``; or the training file of such a pair; or an
+            ``.npz`` of these four arrays, or a folder with just that.
 
     Raises:
         InputError: A part is missing, the parts differ in channels, or a file cannot be read.
     """
     path = Path(path)
-    train, test = _pair(path)
-    first, second = read_series(train), read_series(test)
+    if (bundle := _bundle(path)) is not None:
+        first, second = (_clean(path, raw) for raw in read_split_npz(bundle))
+    else:
+        train, test = _pair(path)
+        first, second = read_series(train), read_series(test)
     if first.channels != second.channels:
         raise InputError(
             "training and test part differ in channels",
@@ -153,6 +157,12 @@ def encode_labels(labels: Sequence[str], classes: Sequence[str], where: str) -> 
     return np.array([place[label] for label in labels])
 
 
+def _bundle(path: Path) -> Path | None:
+    """An npz that holds both parts: the file itself, or the only one of a folder."""
+    found = [path] if path.suffix == ".npz" else sorted(path.glob("*.npz")) if path.is_dir() else []
+    return found[0] if len(found) == 1 and found[0].is_file() and holds_split(found[0]) else None
+
+
 def _pair(path: Path) -> tuple[Path, Path]:
     if path.is_file():
         if "_TRAIN" not in path.name:
@@ -194,7 +204,7 @@ def _in_folder(path: Path) -> tuple[Path, Path]:
 
 
 def _has_pair(folder: Path) -> bool:
-    if (folder / "X_train.npy").is_file():
+    if (folder / "X_train.npy").is_file() or _bundle(folder) is not None:
         return True
     return any("_TRAIN" in entry.name and entry.suffix in SUFFIXES for entry in folder.iterdir())
 

@@ -1,6 +1,7 @@
 """Readers of the file formats time series come in; each returns the values as they stand."""
 
 import dataclasses
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,23 @@ def _npz(path: Path) -> RawSeries:
     if x is None:
         raise InputError("the file lacks its series", where=path, why=f"arrays: {', '.join(names)}; need X")
     return _from_arrays(path, x, y)
+
+
+def holds_split(path: Path) -> bool:
+    """Whether an npz holds ``X_train`` and ``X_test`` (in any case)."""
+    try:
+        with np.load(path, allow_pickle=False) as bundle:
+            return {"x_train", "x_test"} <= {name.lower() for name in bundle.files}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def read_split_npz(path: Path) -> tuple[RawSeries, RawSeries]:
+    """Training and test part of an npz with ``X_train``, ``y_train``, ``X_test``, ``y_test``."""
+    with np.load(path, allow_pickle=False) as bundle:
+        arrays = {name.lower(): bundle[name] for name in bundle.files}
+    train, test = (_from_arrays(path, arrays[f"x_{part}"], arrays.get(f"y_{part}")) for part in ("train", "test"))
+    return train, test
 
 
 def _from_arrays(path: Path, x: np.ndarray, y: np.ndarray | None) -> RawSeries:

@@ -101,6 +101,8 @@ class Mantis(nn.Module):
         config: The architecture.
     """
 
+    positions: Tensor
+
     def __init__(self, config: MantisConfig) -> None:
         super().__init__()
         self.config = config
@@ -197,6 +199,10 @@ class Mantis(nn.Module):
 
 class _Layer(nn.Module):
     """Pre-norm attention and feed-forward of either version."""
+
+    cos: Tensor
+    sin: Tensor
+    xpos: Tensor
 
     def __init__(self, config: MantisConfig) -> None:
         super().__init__()

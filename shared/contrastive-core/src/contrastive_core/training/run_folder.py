@@ -205,7 +205,7 @@ def environment(seed: int | None) -> dict[str, Any]:
     """Versions, seed, revision and hardware, to tell later where numbers came from."""
     import torch
 
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in ("contrastive-core", "torch", "lightning", "numpy", "scikit-learn", "safetensors"):
         try:
             packages[name] = version(name)

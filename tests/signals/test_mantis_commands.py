@@ -1,0 +1,153 @@
+"""The verbs of ``cl-signals mantis`` from end to end, and what they refuse."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from cl_signals.cli import app
+from cl_signals.mantis.classifier import Classifier
+from cl_signals.mantis.data import read_split, to_batch
+
+TINY = ["--preset", "tiny", "--steps", "3", "--batch-size", "16", "--no-progress"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("mantis")
+    assert app.run(["mantis", "sample-data", str(folder / "data")]) == 0
+    assert app.run(["mantis", "synth", str(folder / "c.arrow"), "--series", "40", "--workers", "1"]) == 0
+    assert app.run(["mantis", "pretrain", str(folder / "c.arrow"), str(folder / "enc"), *TINY]) == 0
+    return folder
+
+
+def run(*words):
+    return app.run(["mantis", *map(str, words)])
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    assert run(*words) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    return text
+
+
+def test_pretraining_leaves_a_whole_run_folder(place):
+    names = {entry.name for entry in (place / "enc").iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints", "tensorboard", "model.safetensors", "model.json"} <= names
+    assert {"results.json", "report.html", "environment.json"} <= names
+
+
+def test_embed_and_evaluate(place, capsys):
+    data = place / "data" / "GunPoint"
+    assert run("embed", data / "GunPoint_TEST.ts", place / "enc", place / "z.npy", "--sizes", 256, "--sizes", 512) == 0
+    assert np.load(place / "z.npy").shape == (150, 512)
+    capsys.readouterr()
+    words = ["evaluate", data, place / "enc", "--probes", "1nn", "--json", "--out", place / "e.csv", "--layer", 1]
+    assert run(*words) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["accuracy"] > 0.7
+    assert "GunPoint" in (place / "e.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--mode", "head", "--calibrate", "0.3"],
+        ["--mode", "full"],
+        ["--mode", "adapter-head", "--adapter", "linear:2"],
+        ["--mode", "head", "--adapter", "pca:2"],
+        ["--mode", "head", "--adapter", "variance:2"],
+    ],
+)
+def test_fit_and_predict(place, tmp_path, options):
+    data = place / "data" / "BasicMotions"
+    out = tmp_path / "clf"
+    words = ["fit", data, out, "--model", place / "enc", "--epochs", 3, "--batch-size", 16, "--no-progress"]
+    assert run(*words, *options) == 0
+    assert run("predict", out, data / "BasicMotions_TEST.ts", tmp_path / "p.csv") == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert len(rows) == 40
+    for row in rows:
+        probabilities = {name[5:]: float(value) for name, value in row.items() if name.startswith("prob_")}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
+        assert row["label"] == max(probabilities, key=probabilities.get)
+    classifier = Classifier.load(out)
+    test = to_batch(read_split(data)[1], 512)
+    assert np.array_equal(classifier.predict_proba(test), Classifier.load(out).predict_proba(test))
+
+
+def test_the_head_learns(place, tmp_path):
+    data = place / "data" / "BasicMotions"
+    words = ["fit", data, tmp_path / "c", "--model", place / "enc", "--epochs", 60, "--optim.lr", "0.005"]
+    assert run(*words, "--no-progress") == 0
+    assert json.loads((tmp_path / "c" / "results.json").read_text())["test_accuracy"] > 0.8
+
+
+def test_scratch_needs_no_encoder_and_resume_repeats_the_end(place, tmp_path):
+    data = place / "data" / "GunPoint" / "GunPoint_TRAIN.ts"
+    words = ["fit", data, tmp_path / "c", "--mode", "scratch", *TINY]
+    assert run(*words) == 0
+    before = (tmp_path / "c" / "model.safetensors").read_bytes()
+    assert run(*words, "--resume") == 0
+    assert (tmp_path / "c" / "model.safetensors").read_bytes() == before
+
+
+def test_existing_outputs_are_refused(place, capsys):
+    assert "--overwrite" in refused(capsys, "pretrain", place / "c.arrow", place / "enc", *TINY)
+    changed = ["pretrain", place / "c.arrow", place / "enc", *TINY, "--resume", "--optim.lr", "0.5"]
+    assert "differing: optim" in refused(capsys, *changed)
+    assert "--overwrite" in refused(capsys, "synth", place / "c.arrow", "--series", 3)
+
+
+def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
+    data, out = place / "data" / "GunPoint", tmp_path / "out"
+    one = tmp_path / "one.ts"
+    one.write_text("@classLabel true a b\n@data\n1,2,3:a\n1,2,4:a\n")
+    head = ["--model", place / "enc", "--no-progress"]
+    assert "two classes" in refused(capsys, "fit", one, out, *head)
+    assert "starts from an encoder" in refused(capsys, "fit", data, out)
+    assert "--adapter" in refused(capsys, "fit", data, out, *head, "--adapter", "pca:9")
+    assert "missing" in refused(capsys, "fit", tmp_path / "nothing", out, *head)
+    assert "--optim.lr" in refused(capsys, "pretrain", place / "c.arrow", out, "--optim.lr", "-1")
+    assert "missing" in refused(capsys, "pretrain", tmp_path / "c.arrow", out)
+    assert "missing" in refused(capsys, "embed", data / "GunPoint_TEST.ts", tmp_path / "no", tmp_path / "z.npy")
+    assert "no classifier" in refused(capsys, "predict", place / "enc", data / "GunPoint_TEST.ts", tmp_path / "p.csv")
+    assert "--layer" in refused(capsys, "evaluate", data, place / "enc", "--layer", 7)
+    assert "refused" in refused(capsys, "import-weights", _pickle(tmp_path), tmp_path / "w")
+    assert not (tmp_path / "p.csv").exists()
+    assert not (tmp_path / "z.npy").exists()
+    assert not (out / "model.json").exists()
+
+
+def test_other_channels_at_prediction_are_refused(place, tmp_path, capsys):
+    data = place / "data"
+    words = ["fit", data / "GunPoint", tmp_path / "c", "--model", place / "enc", "--epochs", 1, "--no-progress"]
+    assert run(*words) == 0
+    text = refused(
+        capsys, "predict", tmp_path / "c", data / "BasicMotions" / "BasicMotions_TEST.ts", tmp_path / "p.csv"
+    )
+    assert "expected 1 channel" in text
+    weights = tmp_path / "c" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    assert "corrupt" in refused(capsys, "predict", tmp_path / "c", data, tmp_path / "p.csv")
+
+
+def test_import_weights_makes_a_usable_encoder(place, tmp_path):
+    from mantis.architecture import MantisV2
+
+    torch.save(MantisV2(device="cpu", pre_training=True).state_dict(), tmp_path / "w.pt")
+    assert run("import-weights", tmp_path / "w.pt", tmp_path / "w") == 0
+    assert run("embed", place / "data" / "GunPoint" / "GunPoint_TRAIN.ts", tmp_path / "w", tmp_path / "z.npy") == 0
+    assert np.load(tmp_path / "z.npy").shape == (50, 512)
+
+
+def _pickle(folder):
+    import pickle
+
+    path = folder / "foreign.pt"
+    path.write_bytes(pickle.dumps(print))
+    return path
