@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from cl_signals.mantis.cauker import generate, preset
 from cl_signals.mantis.frozen import Readout, euclidean_1nn, frozen_probes, pretrain_encoder, raw_forest
 from cl_signals.mantis.model import Mantis, MantisConfig
 from cl_signals.mantis.samples import benchmark_sets
+from cl_signals.mantis.synthetic import generate, preset
 from cl_signals.mantis.system import OptimSettings, ViewSettings
 from contrastive_core.training import RunFolder, TrainSettings
 
@@ -158,8 +158,8 @@ def _drawing(rounds: int) -> Speed:
     """The same random kernel compositions, drawn one by one on one thread."""
     from functools import reduce
 
-    from cl_signals.mantis.cauker.banks import kernel_bank
-    from cl_signals.mantis.cauker.generator import compose, sample
+    from cl_signals.mantis.synthetic.banks import kernel_bank
+    from cl_signals.mantis.synthetic.generator import compose, sample
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process import kernels as sk
     from threadpoolctl import threadpool_limits

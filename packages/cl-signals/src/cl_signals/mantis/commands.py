@@ -18,13 +18,13 @@ from contrastive_core.training import RunFolder, TrainSettings
 from cyclopts import Parameter
 
 from cl_signals.mantis import samples
-from cl_signals.mantis.cauker import generate, read_corpus, write_corpus
-from cl_signals.mantis.cauker import preset as cauker_preset
 from cl_signals.mantis.classifier import Classifier, FineTuneSettings, train_classifier
 from cl_signals.mantis.data import class_names, encode_labels, find_sets, read_series, read_split, to_batch
 from cl_signals.mantis.embed import resize
 from cl_signals.mantis.frozen import Readout, embed_set, euclidean_1nn, frozen_probes, pretrain_encoder
 from cl_signals.mantis.model import Mantis, MantisConfig, Preset, load_model, save_model
+from cl_signals.mantis.synthetic import generate, read_corpus, write_corpus
+from cl_signals.mantis.synthetic import preset as cauker_preset
 from cl_signals.mantis.system import OptimSettings, ViewSettings
 from cl_signals.mantis.weights import import_state, read_state
 

@@ -10,7 +10,7 @@ from contrastive_core.errors import InputError
 from contrastive_core.files import atomic_write, write_json
 from jaxtyping import Float
 
-from cl_signals.mantis.cauker.generator import CauKerSettings, batches_of_series
+from cl_signals.mantis.synthetic.generator import CauKerSettings, batches_of_series
 
 _BLOCK = 1024
 

@@ -1,6 +1,6 @@
 """CauKer: synthetic series from Gaussian processes and random causal graphs (arXiv 2508.02879)."""
 
-from cl_signals.mantis.cauker.corpus import read_corpus, write_corpus
-from cl_signals.mantis.cauker.generator import PRESETS, CauKerSettings, Preset, generate, preset
+from cl_signals.mantis.synthetic.corpus import read_corpus, write_corpus
+from cl_signals.mantis.synthetic.generator import PRESETS, CauKerSettings, Preset, generate, preset
 
 __all__ = ["PRESETS", "CauKerSettings", "Preset", "generate", "preset", "read_corpus", "write_corpus"]

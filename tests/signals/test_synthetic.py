@@ -4,9 +4,9 @@ import hashlib
 
 import numpy as np
 import pytest
-from cl_signals.mantis.cauker import CauKerSettings, generate, preset, read_corpus, write_corpus
-from cl_signals.mantis.cauker.banks import kernel_bank
-from cl_signals.mantis.cauker.generator import compose, random_graph, sample
+from cl_signals.mantis.synthetic import CauKerSettings, generate, preset, read_corpus, write_corpus
+from cl_signals.mantis.synthetic.banks import kernel_bank
+from cl_signals.mantis.synthetic.generator import compose, random_graph, sample
 from contrastive_core.errors import InputError
 from sklearn.gaussian_process import kernels as sk
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy.linalg import blas, lapack
 from threadpoolctl import threadpool_limits
 
-from cl_signals.mantis.cauker.banks import ACTIVATIONS, MEANS, BankVersion, Kernel, grid, kernel_bank, toeplitz
+from cl_signals.mantis.synthetic.banks import ACTIVATIONS, MEANS, BankVersion, Kernel, grid, kernel_bank, toeplitz
 
 
 @dataclasses.dataclass(frozen=True)
