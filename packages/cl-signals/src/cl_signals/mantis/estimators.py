@@ -176,6 +176,7 @@ class MantisClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """Classes ``[n]``."""
+        check_is_fitted(self)
         return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])
 
     def __sklearn_tags__(self) -> Any:
@@ -184,13 +185,13 @@ class MantisClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-def _series(estimator: Any, x: Any, *, reset: bool, y: Any = None) -> np.ndarray:
+def _series(estimator: Any, x: Any, *, reset: bool, y: Any = "no_validation") -> np.ndarray:
     """Checked series ``[n c t]``; scikit-learn's own checks see two dimensions."""
-    if np.ndim(x) == 3 and not hasattr(x, "columns"):
+    if getattr(x, "ndim", None) == 3:
         x = np.asarray(x)
         flat = validate_data(estimator, x.reshape(len(x), -1), reset=reset, dtype=np.float32)
         return np.asarray(flat).reshape(x.shape)
-    if y is not None:
+    if not isinstance(y, str):
         flat, _ = validate_data(estimator, x, y, reset=reset, dtype=np.float32)
     else:
         flat = validate_data(estimator, x, reset=reset, dtype=np.float32)

@@ -79,6 +79,11 @@ class Checkpoints(L.Callback):
             self.best = float(score)
             self.save(trainer, "best")
 
+    def save_final(self, trainer: L.Trainer) -> None:
+        """Write the last checkpoint unless the last step has one."""
+        if self._saved != trainer.global_step:
+            self.save(trainer, "last")
+
     def save(self, trainer: L.Trainer, name: str) -> None:
         """Write one checkpoint; an old one of the name stays whole until the new one is."""
         assert trainer.lightning_module is not None

@@ -95,10 +95,9 @@ def fit(
             ckpt_path=run.checkpoint("last") if run.resuming else None,
             weights_only=True,
         )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if checkpoints._saved != trainer.global_step:
-        checkpoints.save(trainer, "last")
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        checkpoints.save_final(trainer)
     return FitResult(trainer.global_step, time.perf_counter() - started, checkpoints.best, trainer.global_step < total)
 
 
