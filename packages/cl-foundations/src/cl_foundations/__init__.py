@@ -1,0 +1,5 @@
+"""Contrastive representation learning for time series."""
+
+from importlib.metadata import version
+
+__version__ = version("cl-foundations")
