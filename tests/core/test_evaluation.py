@@ -47,6 +47,7 @@ def test_one_case_of_a_class_falls_back_to_a_fixed_strength(iris):
     assert probe(x[keep], y[keep], x2, y2, kind="logreg").accuracy > 0.5
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -209,6 +209,7 @@ def test_modules_equal_functions_and_the_scale_is_kept_below_100():
     assert torch.isfinite(clip.log_scale.grad)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     "call",
     [

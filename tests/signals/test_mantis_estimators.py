@@ -16,6 +16,7 @@ NOT_FOR_SERIES = {
 }
 
 
+@pytest.mark.unchecked
 @parametrize_with_checks(
     [MantisTransformer(**MODEL), MantisClassifier(**MODEL, epochs=30, lr=0.01)],
     expected_failed_checks=lambda model: NOT_FOR_SERIES if isinstance(model, MantisClassifier) else {},

@@ -1,5 +1,6 @@
 """The verbs of ``cl-bench``."""
 
+import importlib
 import json as json_format
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +18,22 @@ _SPEED = {
 }
 
 
-def show() -> None:
-    """What can be measured."""
-    for title, entries in (("claims", _CLAIMS), ("speed", _SPEED)):
-        for name, text in entries.items():
-            print(f"{title:<8}{name:<10}{text}")
+def show(*, json: bool = False, out: Path | None = None) -> None:
+    """What can be measured.
+
+    Args:
+        json: Print JSON instead of a table.
+        out: Folder for list.json.
+    """
+    entries = {"claims": _CLAIMS, "speed": _SPEED}
+    if out is not None:
+        write_json(out / "list.json", entries)
+    if json:
+        print(json_format.dumps(entries, indent=2))
+        return
+    for title, texts in entries.items():
+        for name, text in texts.items():
+            print(f"{title:<8}{name:<12}{text}")
 
 
 def claims(*names: str, seeds: int = 3, data: Path | None = None, json: bool = False, out: Path | None = None) -> None:
@@ -30,32 +42,30 @@ def claims(*names: str, seeds: int = 3, data: Path | None = None, json: bool = F
     Args:
         names: Methods; all when none is named.
         seeds: Number of seeds, from 0.
-        data: Folder of further data sets, one folder each.
+        data: Folder of further data for the one method named.
         json: Print JSON instead of tables.
         out: Folder for claims.json and report.html.
     """
-    from cl_bench import mantis
-
     _known(names, _CLAIMS)
     if seeds < 1:
         raise InputError("at least one seed is needed", where="--seeds", why=f"got {seeds}")
-    results = [claim.to_dict() for claim in mantis.claims(range(seeds), data)]
+    if data is not None and len(names) != 1:
+        raise InputError(
+            "further data belong to one method", where="--data", why=f"got {len(names)} names", remedy="name one method"
+        )
+    if data is not None and not data.is_dir():
+        raise InputError("the folder of further data is missing", where=data)
+    results = []
+    for name in names or tuple(_CLAIMS):
+        outcome = [claim.to_dict() for claim in _module(name).claims(range(seeds), data)]
+        results.extend(outcome)
+        if not json:
+            _print_claims(outcome)
     if out is not None:
         write_json(out / "claims.json", {"environment": environment(0), "claims": results})
         _claims_report(results).write(out / "report.html")
     if json:
         print(json_format.dumps(results, indent=2))
-        return
-    for result in results:
-        verdict = "holds" if result["holds"] else "does not hold"
-        gap = result["paired_difference"]
-        tail = "" if result["gate"] else ", reported only"
-        print(f"{result['name']}: {verdict} ({gap['mean']:+.4f} ± {gap['sd']:.4f}{tail})")
-        for arm, score in result["arms"].items():
-            print(f"  {arm:<28}{score['mean']:.4f} ± {score['sd']:.4f}")
-    for note in results[0]["notes"]:
-        print(note)
-    print(f"{results[0]['seconds']:.0f} s")
 
 
 def speed(*names: str, rounds: int = 5, threads: int = 2, json: bool = False, out: Path | None = None) -> None:
@@ -70,26 +80,44 @@ def speed(*names: str, rounds: int = 5, threads: int = 2, json: bool = False, ou
     """
     import torch
 
-    from cl_bench import core, mantis
-
     _known(names, _SPEED)
     if rounds < 1 or threads < 1:
         raise InputError("rounds and threads are positive", where="--rounds, --threads", why=f"got {rounds}, {threads}")
     torch.set_num_threads(threads)
-    wanted = names or tuple(_SPEED)
-    modules = {"core": core, "mantis": mantis}
-    results = [entry.to_dict() for name in wanted for entry in modules[name].speed(rounds)]  # type: ignore[attr-defined]
+    results = []
+    for name in names or tuple(_SPEED):
+        for entry in _module(name).speed(rounds):
+            result = entry.to_dict()
+            results.append(result)
+            if not json:
+                print(
+                    f"{result['name']}: {result['ratio']:.2f}x {result['peer']} "
+                    f"({result['ours_seconds']:.4g} s against {result['theirs_seconds']:.4g} s; "
+                    f"peak {result['ours_peak_mib']:.0f} against {result['theirs_peak_mib']:.0f} MiB; "
+                    f"{result['notes']})",
+                    flush=True,
+                )
     if out is not None:
         write_json(out / "speed.json", {"environment": environment(None), "threads": threads, "speed": results})
     if json:
         print(json_format.dumps(results, indent=2))
-        return
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"cl_bench.{name.replace('-', '_')}")
+
+
+def _print_claims(results: list[dict[str, Any]]) -> None:
     for result in results:
-        print(
-            f"{result['name']}: {result['ratio']:.2f}x {result['peer']} "
-            f"({result['ours_seconds']:.3f} s against {result['theirs_seconds']:.3f} s; "
-            f"peak {result['ours_peak_mib']:.0f} against {result['theirs_peak_mib']:.0f} MiB; {result['notes']})"
-        )
+        verdict = "holds" if result["holds"] else "does not hold"
+        gap = result["paired_difference"]
+        tail = "" if result["gate"] else ", reported only"
+        print(f"{result['name']}: {verdict} ({gap['mean']:+.4f} ± {gap['sd']:.4f}{tail})")
+        for arm, score in result["arms"].items():
+            print(f"  {arm:<28}{score['mean']:.4f} ± {score['sd']:.4f}")
+    for note in dict.fromkeys(note for result in results for note in result["notes"]):
+        print(note)
+    print(f"{max(result['seconds'] for result in results):.0f} s", flush=True)
 
 
 def _known(names: Sequence[str], entries: dict[str, str]) -> None:
@@ -125,6 +153,6 @@ def _claims_report(results: list[dict[str, Any]]) -> Report:
         for title, rows in each["details"].items():
             columns = list(dict.fromkeys(name for row in rows for name in row))
             report.table(title, columns, [[row.get(name) for name in columns] for row in rows])
-    for note in results[0]["notes"]:
+    for note in dict.fromkeys(note for each in results for note in each["notes"]):
         report.text(note)
     return report

@@ -21,7 +21,7 @@ from cl_signals.mantis import samples
 from cl_signals.mantis.classifier import Classifier, FineTuneSettings, train_classifier
 from cl_signals.mantis.data import class_names, encode_labels, find_sets, read_series, read_split, to_batch
 from cl_signals.mantis.embed import resize
-from cl_signals.mantis.frozen import Readout, embed_set, euclidean_1nn, frozen_probes, pretrain_encoder
+from cl_signals.mantis.frozen import Readout, embed_fused, embed_set, euclidean_1nn, frozen_probes, pretrain_encoder
 from cl_signals.mantis.model import Mantis, MantisConfig, Preset, load_model, save_model
 from cl_signals.mantis.synthetic import generate, read_corpus, write_corpus
 from cl_signals.mantis.synthetic import preset as cauker_preset
@@ -140,6 +140,7 @@ def embed_series(
     out: Path,
     *,
     readout: Annotated[Readout, Flat] = Readout(),
+    fuse: tuple[Path, ...] = (),
     overwrite: bool = False,
 ) -> None:
     """Turn series into fixed-size vectors with a frozen encoder.
@@ -149,12 +150,13 @@ def embed_series(
         model: Folder of an encoder (from `pretrain` or `import-weights`).
         out: .npy file to write, one row a series, the channels side by side.
         readout: Layer, token, sizes.
+        fuse: Folders of further encoders, whose embeddings are put beside the first's, each of unit norm.
         overwrite: Replace an existing file.
     """
     _refuse_existing(out, overwrite)
     if out.suffix != ".npy":
         raise InputError("embeddings are written as .npy", where=out, remedy="end the name in .npy")
-    z = embed_set(load_model(model), read_series(data), readout)
+    z = embed_fused([load_model(folder) for folder in (model, *fuse)], read_series(data), readout)
     with atomic_write(out) as temporary, temporary.open("wb") as file:
         np.save(file, z)
     print(f"{z.shape[0]} embeddings of {z.shape[1]} numbers in {out}")
@@ -254,6 +256,7 @@ def evaluate(
     *,
     probes: tuple[ProbeKind, ...] = ("rf", "logreg", "1nn"),
     readout: Annotated[Readout, Flat] = Readout(),  # noqa: B008 - frozen
+    fuse: tuple[Path, ...] = (),
     seed: int = 0,
     out: Path | None = None,
     json: bool = False,
@@ -265,15 +268,16 @@ def evaluate(
         model: Folder of an encoder.
         probes: rf, logreg, knn, 1nn.
         readout: Layer, token, sizes.
+        fuse: Folders of further encoders, whose embeddings are put beside the first's, each of unit norm.
         seed: Seed of the probes.
         out: CSV to write as well; a Markdown table goes beside it.
         json: Print JSON instead of a table.
     """
-    encoder = load_model(model)
+    encoders = [load_model(folder) for folder in (model, *fuse)]
     rows = []
     for folder in find_sets(data):
         train, test = read_split(folder)
-        for kind, result in frozen_probes(encoder, train, test, readout=readout, kinds=probes, seed=seed).items():
+        for kind, result in frozen_probes(encoders, train, test, readout=readout, kinds=probes, seed=seed).items():
             rows.append(
                 {
                     "set": train.name,

@@ -50,8 +50,36 @@ def embed_set(model: Mantis, series: SeriesSet, readout: Readout) -> Float[np.nd
     return np.concatenate(parts, 1)
 
 
+def fuse(blocks: Sequence[Float[np.ndarray, "n _"]], *, normalise: bool = True) -> Float[np.ndarray, "n d"]:
+    """Concatenate the embeddings of several models (cross-model fusion of the MantisV2 report).
+
+    Args:
+        blocks: One array a model, the same series in the same order.
+        normalise: Bring every block's rows to unit norm first, so that no model outweighs another.
+
+    Raises:
+        ValueError: The blocks do not hold the same number of series.
+
+    Example:
+        >>> import numpy as np
+        >>> fuse([np.array([[3.0, 4.0]]), np.array([[2.0]])])
+        array([[0.6, 0.8, 1. ]])
+    """
+    if len({len(block) for block in blocks}) != 1:
+        raise ValueError(f"expected blocks of the same series, got {[len(block) for block in blocks]} rows")
+    if normalise:
+        blocks = [block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12) for block in blocks]
+    return np.concatenate(blocks, 1)
+
+
+def embed_fused(models: Sequence[Mantis], series: SeriesSet, readout: Readout) -> Float[np.ndarray, "n d"]:
+    """Embeddings of a set by one model, or by several with :func:`fuse`."""
+    blocks = [embed_set(model, series, readout) for model in models]
+    return blocks[0] if len(blocks) == 1 else fuse(blocks)
+
+
 def frozen_probes(
-    model: Mantis,
+    model: Mantis | Sequence[Mantis],
     train: SeriesSet,
     test: SeriesSet,
     *,
@@ -62,7 +90,7 @@ def frozen_probes(
     """Test results of simple classifiers on frozen embeddings.
 
     Args:
-        model: The encoder.
+        model: The encoder, or several whose embeddings are fused.
         train: Labelled training part.
         test: Labelled test part.
         readout: What is taken as embedding.
@@ -70,7 +98,8 @@ def frozen_probes(
         seed: Seed of the probes.
     """
     y, y_test = _labels(train, test)
-    z, z_test = embed_set(model, train, readout), embed_set(model, test, readout)
+    models = [model] if isinstance(model, Mantis) else model
+    z, z_test = (embed_fused(models, part, readout) for part in (train, test))
     return {kind: probe(z, y, z_test, y_test, kind=kind, seed=seed) for kind in kinds}
 
 

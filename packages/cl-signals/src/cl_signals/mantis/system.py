@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from contrastive_core.errors import InputError
 from contrastive_core.training import seeded_generator, warmup_cosine
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cl_signals.mantis.augment import RandomCropResize
@@ -105,7 +105,7 @@ class PretrainSystem(L.LightningModule):
         self.seed = seed
         self.crop = RandomCropResize(rate=(0.0, views.crop), per_sample=views.per_sample)
 
-    def training_step(self, batch: tuple[Float[Tensor, "b 1 t"], ...], batch_index: int) -> Tensor:
+    def training_step(self, batch: list[Float[Tensor, "b 1 t"]], batch_index: int) -> Tensor:
         """Loss of one batch of series."""
         (series,) = batch
         # The micro-batch counts too: accumulated batches of one step must not share their crops.
@@ -147,7 +147,7 @@ class ClassifierSystem(L.LightningModule):
         for part in self._frozen:
             part.eval()
 
-    def training_step(self, batch: tuple[Tensor, Int[Tensor, " b"]], batch_index: int) -> Tensor:
+    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         """Cross-entropy of one batch."""
         x, labels = batch
         logits = self.network(x)

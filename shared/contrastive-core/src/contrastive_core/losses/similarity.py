@@ -5,6 +5,8 @@ autograd primitive that holds one tile of similarities at a time, remembers one 
 computes the tiles again in backward. No matrix, mask or index list of all pairs ever exists.
 """
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,13 +14,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from contrastive_core.distributed import Ring
+from contrastive_core.losses.products import similarities, transposed_weighted_sum, weighted_sum
+
 Precision = Literal["exact", "bf16"]
 
 TILE = 1024
 """Side of a square tile: 4 MiB of float32, which stays in the cache of a core while it is worked on."""
 
+KEPT = 4
+"""Tiles of exponentials kept from forward to backward, so that small batches are multiplied once, not twice."""
+
 _SAFE_EXPONENT = 80.0
 """exp(-80) is a normal float32 number, exp(-88) is not."""
+
+_EPSILON = 1e-12
 
 
 def pair_logsumexp(
@@ -32,7 +42,7 @@ def pair_logsumexp(
     tile: int | None = None,
     precision: Precision = "exact",
     unit_rows: bool = True,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " m"]]:
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " columns"]]:
     """Log-sum-exp of ``scale * query @ key.T`` over keys and, if asked for, over queries, in one pass.
 
     Args:
@@ -48,12 +58,16 @@ def pair_logsumexp(
 
     Returns:
         ``(rows [n], columns [m] or [0])``; minus infinity where every pair was left out.
+
+    Example:
+        >>> import torch
+        >>> from contrastive_core.losses import pair_logsumexp
+        >>> rows, columns = pair_logsumexp(torch.eye(2), torch.eye(2), torch.tensor(1.0), columns=True)
+        >>> rows  # log(1 + e)
+        tensor([1.3133, 1.3133])
     """
-    query, key = _compute_dtype(query), _compute_dtype(key)
-    scale = scale.to(query)
-    bound = float(scale.detach().abs()) if unit_rows else float("inf")
-    with torch.autocast(query.device.type, enabled=False):
-        rows, cols = _PairLogSumExp.apply(query, key, scale, query_ids, key_ids, columns, tile, precision, bound)
+    settings = Settings(columns=columns, tile=tile, precision=precision, unit_rows=unit_rows)
+    rows, cols, _ = pair_terms(query, key, scale, query_ids, key_ids, settings)
     return rows, cols
 
 
@@ -78,12 +92,99 @@ def self_logsumexp(
 
     Returns:
         ``[n]``; minus infinity where a row has nothing left.
+
+    Example:
+        >>> import torch
+        >>> from contrastive_core.losses import self_logsumexp
+        >>> self_logsumexp(torch.ones(4, 1), torch.tensor(1.0))  # 1 + log(3)
+        tensor([2.0986, 2.0986, 2.0986, 2.0986])
     """
-    embeddings = _compute_dtype(embeddings)
-    scale = scale.to(embeddings)
-    bound = float(scale.detach().abs()) if unit_rows else float("inf")
-    with torch.autocast(embeddings.device.type, enabled=False):
-        rows: Tensor = _SelfLogSumExp.apply(embeddings, scale, ids, tile, precision, bound)
+    rows, _ = self_terms(embeddings, scale, ids, Settings(tile=tile, precision=precision, unit_rows=unit_rows))
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the kernel runs.
+
+    Attributes:
+        columns: Also compute the statistics over queries.
+        tile: Side of the tiles, or chosen from the problem.
+        precision: ``exact``, or ``bf16`` products.
+        unit_rows: The rows have norm at most one.
+        normalise: Divide every row by its norm, block by block; a row of norm zero stays zero and gets no gradient.
+        paired: Also return the similarity of each row with its partner.
+    """
+
+    columns: bool = False
+    tile: int | None = None
+    precision: Precision = "exact"
+    unit_rows: bool = True
+    normalise: bool = False
+    paired: bool = False
+
+    def bound(self, scale: Tensor) -> float:
+        """Largest magnitude a similarity can have."""
+        return float(scale.detach().abs()) if self.unit_rows or self.normalise else float("inf")
+
+
+def pair_terms(
+    query: Tensor,
+    key: Tensor,
+    scale: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`pair_logsumexp` gives, and the similarities of row i with key i where ``settings.paired``."""
+    query, key = _compute_dtype(query), _compute_dtype(key)
+    scale = scale.to(query)
+    with torch.autocast(query.device.type, enabled=False):
+        rows, cols, paired = _PairTerms.apply(query, key, scale, query_ids, key_ids, settings)
+    return rows, cols, paired
+
+
+def self_terms(x: Tensor, scale: Tensor, ids: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor]:
+    """What :func:`self_logsumexp` gives, and the similarities of row i with row i + n/2 where ``settings.paired``."""
+    x = _compute_dtype(x)
+    scale = scale.to(x)
+    with torch.autocast(x.device.type, enabled=False):
+        rows, paired = _SelfTerms.apply(x, scale, ids, settings)
+    return rows, paired
+
+
+def ring_logsumexp(
+    query: Float[Tensor, "n d"],
+    key: Float[Tensor, "m d"],
+    scale: Float[Tensor, ""],
+    *,
+    query_ids: Int[Tensor, " n"] | None = None,
+    key_ids: Int[Tensor, " m"] | None = None,
+    tile: int | None = None,
+    precision: Precision = "exact",
+) -> Float[Tensor, " n"]:
+    """Log-sum-exp of this process's queries over the keys of all processes, which travel from rank to rank.
+
+    No process ever holds more than two blocks of keys. In backward the blocks travel once more, and the gradient of each
+    block travels with it until it is home. In one process this is :func:`pair_logsumexp`.
+
+    Args:
+        query: This process's queries, of norm at most one.
+        key: This process's keys, of norm at most one; their number may differ between processes.
+        scale: Inverse temperature; a tensor with gradient is differentiated.
+        query_ids: Ids of the queries; a pair with equal ids is left out.
+        key_ids: Ids of the keys.
+        tile: Side of the tiles; chosen from the problem when absent.
+        precision: ``bf16`` multiplies tiles in bfloat16 and sums in float32.
+
+    Returns:
+        ``[n]``; minus infinity where every pair was left out.
+    """
+    query, key = _compute_dtype(query), _compute_dtype(key)
+    scale = scale.to(query)
+    settings = Settings(tile=tile, precision=precision)
+    with torch.autocast(query.device.type, enabled=False):
+        rows: Tensor = _RingLogSumExp.apply(query, key, scale, query_ids, key_ids, settings)
     return rows
 
 
@@ -98,15 +199,27 @@ def _blocks(count: int, other: int, tile: int | None) -> list[slice]:
 
 
 class _Operand:
-    """Rows ready to be multiplied: scaled once, and rounded once if tiles are to be bfloat16."""
+    """Rows that are normalised, scaled and rounded block by block, when they are multiplied."""
 
-    def __init__(self, x: Tensor, precision: Precision) -> None:
-        self.x = x if precision == "exact" else x.to(torch.bfloat16)
-        self.dtype = x.dtype
+    def __init__(self, x: Tensor, settings: Settings) -> None:
+        self.x = x
+        self.dtype = torch.bfloat16 if settings.precision == "bf16" else x.dtype
+        self.inverse = _inverse_norms(x) if settings.normalise else None
 
-    def similarities(self, rows: slice, other: "_Operand", columns: slice) -> Tensor:
-        product = self.x[rows] @ other.x[columns].T
-        return product if product.dtype == self.dtype else product.to(self.dtype)
+    def block(self, rows: slice, scale: Tensor | None = None) -> Tensor:
+        return self.unit(rows, scale).to(self.dtype)
+
+    def unit(self, rows: slice, scale: Tensor | None = None) -> Tensor:
+        x = self.x[rows]
+        factor = None if self.inverse is None else self.inverse[rows, None]
+        if scale is not None:
+            factor = scale if factor is None else factor * scale
+        return x if factor is None else x * factor
+
+
+def _inverse_norms(x: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(x, dim=1)
+    return torch.where(norms > _EPSILON, 1 / norms, 0.0)
 
 
 class _Running:
@@ -117,17 +230,12 @@ class _Running:
     """
 
     def __init__(self, like: Tensor, count: int, bound: float) -> None:
-        self.fixed = 2 * bound <= _SAFE_EXPONENT
-        start = bound if self.fixed else float("-inf")
-        self.shift = like.new_full((count,), start)
+        self.bound, self.fixed = bound, _is_fixed(bound)
+        self.shift = like.new_full((count,), bound if self.fixed else float("-inf"))
         self.total = like.new_zeros(count)
 
     def add(self, block: slice, s: Tensor, dim: int, scratch: Tensor | None = None) -> None:
         """Add the exponentials of ``s`` along ``dim`` to the rows in ``block``; ``scratch`` may be overwritten."""
-        if self.fixed:
-            e = torch.sub(s, self.shift[block].unsqueeze(dim), out=scratch).exp_()
-            self.total[block] += e.sum(dim)
-            return
         old = self.shift[block]
         new = torch.maximum(old, s.amax(dim))
         safe = new.masked_fill(new == float("-inf"), 0.0)  # nothing but excluded pairs so far
@@ -140,12 +248,93 @@ class _Running:
         return self.total.log() + shift
 
 
-def _exclude(s: Tensor, ids: tuple[Tensor, Tensor] | None, diagonal: bool) -> Tensor:
-    if diagonal:
-        s.fill_diagonal_(float("-inf"))
-    if ids is not None:
-        s.masked_fill_(ids[0][:, None] == ids[1][None, :], float("-inf"))
-    return s
+def _is_fixed(bound: float) -> bool:
+    return 2 * bound <= _SAFE_EXPONENT
+
+
+@dataclasses.dataclass
+class _Tiles:
+    """The similarities of two sets of rows, tile by tile; of the upper triangle where both are the same set."""
+
+    left: _Operand
+    right: _Operand
+    scale: Tensor
+    ids: tuple[Tensor | None, Tensor | None]
+    tile: int | None
+    bound: float
+    same: bool = False
+
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Row block, column block, and the row block's rows, scaled and rounded."""
+        n, m = len(self.left.x), len(self.right.x)
+        columns = _blocks(m, n, self.tile)
+        for i, a in enumerate(_blocks(n, m, self.tile)):
+            rows = self.left.block(a, self.scale)
+            for b in columns[i:] if self.same else columns:
+                yield a, b, rows
+
+    def similarities(self, a: slice, b: slice, rows: Tensor) -> Tensor:
+        """One tile, minus infinity at excluded pairs."""
+        s = similarities(rows, self.right.block(b)).to(self.left.x.dtype)
+        if self.same and a == b:
+            s.fill_diagonal_(float("-inf"))
+        if self.ids[0] is not None and self.ids[1] is not None:
+            s.masked_fill_(self.ids[0][a, None] == self.ids[1][None, b], float("-inf"))
+        return s
+
+    def exponentials(self, a: slice, b: slice, rows: Tensor) -> Tensor:
+        """One tile of ``exp(s - bound)``: one exponential for row and column statistics and for both gradients."""
+        return self.similarities(a, b, rows).sub_(self.bound).exp_()
+
+
+def _forward(tiles: _Tiles, rows: _Running, columns: _Running | None, keep: bool) -> list[Tensor]:
+    """Add all tiles to the running sums; returns the exponentials of the first ones."""
+    kept: list[Tensor] = []
+    for a, b, block in tiles:
+        both = columns is not None and not (tiles.same and a == b)
+        if rows.fixed:
+            e = tiles.exponentials(a, b, block)
+            rows.total[a] += e.sum(1)
+            if both and columns is not None:
+                columns.total[b] += e.sum(0)
+            if keep and len(kept) < KEPT and e.numel() <= TILE * TILE:
+                kept.append(e)
+            continue
+        s = tiles.similarities(a, b, block)
+        if both and columns is not None:
+            columns.add(b, s, 0)
+        rows.add(a, s, 1, scratch=s)
+    return kept
+
+
+def _backward(
+    tiles: _Tiles,
+    kept: list[Tensor],
+    rows: tuple[Tensor, Tensor],
+    columns: tuple[Tensor, Tensor] | None,
+    grad_left: Tensor | None,
+    grad_right: Tensor | None,
+) -> None:
+    """Add ``d lse / d (left, right)`` before scaling, given (log-sum-exp, upstream gradient) of rows and columns."""
+    fixed = _is_fixed(tiles.bound)
+    if fixed:
+        # exp(s_ij - lse_i) g_i + exp(s_ij - lse_j) g_j is one exponential times c_i + c_j.
+        row_factor = (tiles.bound - rows[0]).exp() * rows[1]
+        column_factor = None if columns is None else (tiles.bound - columns[0]).exp() * columns[1]
+    for index, (a, b, block) in enumerate(tiles):
+        if fixed:
+            factor = row_factor[a, None] if column_factor is None else row_factor[a, None] + column_factor[None, b]
+            w = kept[index] * factor if index < len(kept) else tiles.exponentials(a, b, block).mul_(factor)
+        else:
+            s = tiles.similarities(a, b, block)
+            extra = None if columns is None else (s - columns[0][None, b]).exp_().mul_(columns[1][None, b])
+            w = s.sub_(rows[0][a, None]).exp_().mul_(rows[1][a, None])
+            w = w if extra is None else w.add_(extra)
+        w = w.to(tiles.left.dtype)
+        if grad_left is not None:
+            grad_left[a] += weighted_sum(w, tiles.right.block(b))
+        if grad_right is not None and not (tiles.same and a == b):
+            grad_right[b] += transposed_weighted_sum(w, tiles.left.block(a))
 
 
 def _for_backward(lse: Tensor) -> Tensor:
@@ -153,11 +342,46 @@ def _for_backward(lse: Tensor) -> Tensor:
     return lse.masked_fill(lse == float("-inf"), float("inf"))
 
 
-def _weights(s: Tensor, lse: Tensor, grad: Tensor, dim: int) -> Tensor:
-    return (s - lse.unsqueeze(dim)).exp_().mul_(grad.unsqueeze(dim))
+def _finish(grad: Tensor, operand: _Operand, scale: Tensor) -> Tensor:
+    """Gradient of the rows as they came, in place, from that of the unit rows before scaling; returns ``<row, grad>``."""
+    along = torch.empty_like(grad[:, 0])
+    for rows in _blocks(len(grad), TILE * TILE, None):
+        unit = operand.unit(rows)
+        along[rows] = (grad[rows] * unit).sum(1)
+        if operand.inverse is not None:
+            grad[rows] -= unit * along[rows, None]
+            grad[rows] *= operand.inverse[rows, None]
+        grad[rows] *= scale
+    return along.sum()
 
 
-class _PairLogSumExp(torch.autograd.Function):
+def _paired(left: _Operand, right: _Operand, scale: Tensor, shift: int) -> Tensor:
+    """Similarity of left row i with right row i + shift."""
+    count = len(left.x) - shift
+    out = left.x.new_empty(count)
+    for rows in _blocks(count, TILE * TILE, None):
+        partner = slice(rows.start + shift, rows.stop + shift)
+        out[rows] = (left.unit(rows, scale) * right.unit(partner)).sum(1)
+    return out
+
+
+def _add_paired(
+    grad_left: Tensor | None,
+    grad_right: Tensor | None,
+    upstream: Tensor,
+    left: _Operand,
+    right: _Operand,
+    shift: int,
+) -> None:
+    for rows in _blocks(len(upstream), TILE * TILE, None):
+        partner = slice(rows.start + shift, rows.stop + shift)
+        if grad_left is not None:
+            grad_left[rows].addcmul_(right.unit(partner), upstream[rows, None])
+        if grad_right is not None:
+            grad_right[partner].addcmul_(left.unit(rows), upstream[rows, None])
+
+
+class _PairTerms(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -166,116 +390,113 @@ class _PairLogSumExp(torch.autograd.Function):
         scale: Tensor,
         query_ids: Tensor | None,
         key_ids: Tensor | None,
-        columns: bool,
-        tile: int | None,
-        precision: Precision,
-        bound: float,
-    ) -> tuple[Tensor, Tensor]:
-        left, right = _Operand(query * scale, precision), _Operand(key, precision)
+        settings: Settings,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        bound = settings.bound(scale)
+        left, right = _Operand(query, settings), _Operand(key, settings)
         rows = _Running(query, len(query), bound)
-        cols = _Running(key, len(key) if columns else 0, bound)
-        for a in _blocks(len(query), len(key), tile):
-            for b in _blocks(len(key), len(query), tile):
-                ids = None if query_ids is None or key_ids is None else (query_ids[a], key_ids[b])
-                s = _exclude(left.similarities(a, right, b), ids, diagonal=False)
-                if columns:
-                    cols.add(b, s, 0)
-                rows.add(a, s, 1, scratch=s)
-        row_lse, col_lse = rows.result(), cols.result()
-        ctx.save_for_backward(query, key, scale, row_lse, col_lse, query_ids, key_ids)
-        ctx.columns, ctx.tile, ctx.precision = columns, tile, precision
-        return row_lse, col_lse
+        columns = _Running(key, len(key), bound) if settings.columns else None
+        tiles = _Tiles(left, right, scale, (query_ids, key_ids), settings.tile, bound)
+        ctx.kept = _forward(tiles, rows, columns, any(ctx.needs_input_grad))
+        row_lse = rows.result()
+        column_lse = query.new_empty(0) if columns is None else columns.result()
+        ctx.save_for_backward(query, key, scale, row_lse, column_lse, query_ids, key_ids)
+        ctx.settings, ctx.bound = settings, bound
+        paired = _paired(left, right, scale, 0) if settings.paired else query.new_empty(0)
+        return row_lse, column_lse, paired
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, scale, row_lse, col_lse, query_ids, key_ids = ctx.saved_tensors
+    def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_paired: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, scale, row_lse, column_lse, query_ids, key_ids = ctx.saved_tensors
+        settings = ctx.settings
         with torch.autocast(query.device.type, enabled=False):
-            row_lse, col_lse = _for_backward(row_lse), _for_backward(col_lse)
-            left, right = _Operand(query * scale, ctx.precision), _Operand(key, ctx.precision)
-            grad_query, grad_key = torch.zeros_like(query), torch.zeros_like(key)
-            for a in _blocks(len(query), len(key), ctx.tile):
-                for b in _blocks(len(key), len(query), ctx.tile):
-                    ids = None if query_ids is None or key_ids is None else (query_ids[a], key_ids[b])
-                    s = _exclude(left.similarities(a, right, b), ids, diagonal=False)
-                    extra = _weights(s, col_lse[b], grad_columns[b], 0) if ctx.columns else None
-                    w = s.sub_(row_lse[a, None]).exp_().mul_(grad_rows[a, None])
-                    if extra is not None:
-                        w += extra
-                    if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-                        _accumulate(grad_query[a], w, right.x[b])
-                    if ctx.needs_input_grad[1]:
-                        _accumulate(grad_key[b], w.T, left.x[a])
-            # d lse / d scale sums w * (q.k), which is <q, dq / scale>; the key side was multiplied by the scaled query.
-            grad_scale = (grad_query * query).sum() if ctx.needs_input_grad[2] else None
-            grad_query *= scale
-        return grad_query, grad_key, grad_scale, None, None, None, None, None, None
+            left, right = _Operand(query, settings), _Operand(key, settings)
+            grad_query = torch.zeros_like(query) if ctx.needs_input_grad[0] or ctx.needs_input_grad[2] else None
+            grad_key = torch.zeros_like(key) if ctx.needs_input_grad[1] else None
+            _backward(
+                _Tiles(left, right, scale, (query_ids, key_ids), settings.tile, ctx.bound),
+                ctx.kept,
+                (_for_backward(row_lse), grad_rows),
+                (_for_backward(column_lse), grad_columns) if settings.columns else None,
+                grad_query,
+                grad_key,
+            )
+            if settings.paired:
+                _add_paired(grad_query, grad_key, grad_paired, left, right, 0)
+            # d lse / d scale sums w * (q.k), which is <q, dq / scale>.
+            grad_scale = None if grad_query is None else _finish(grad_query, left, scale)
+            if grad_key is not None:
+                _finish(grad_key, right, scale)
+        return grad_query, grad_key, grad_scale, None, None, None
 
 
-class _SelfLogSumExp(torch.autograd.Function):
+class _SelfTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, ids: Tensor | None, settings: Settings
+    ) -> tuple[Tensor, Tensor]:
+        bound = settings.bound(scale)
+        operand = _Operand(x, settings)
+        rows = _Running(x, len(x), bound)
+        tiles = _Tiles(operand, operand, scale, (ids, ids), settings.tile, bound, same=True)
+        ctx.kept = _forward(tiles, rows, rows, any(ctx.needs_input_grad))
+        lse = rows.result()
+        ctx.save_for_backward(x, scale, lse, ids)
+        ctx.settings, ctx.bound = settings, bound
+        paired = _paired(operand, operand, scale, len(x) // 2) if settings.paired else x.new_empty(0)
+        return lse, paired
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_paired: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, lse, ids = ctx.saved_tensors
+        settings = ctx.settings
+        with torch.autocast(x.device.type, enabled=False):
+            operand, grad_x = _Operand(x, settings), torch.zeros_like(x)
+            tiles = _Tiles(operand, operand, scale, (ids, ids), settings.tile, ctx.bound, same=True)
+            statistics = (_for_backward(lse), grad)
+            _backward(tiles, ctx.kept, statistics, statistics, grad_x, grad_x)
+            if settings.paired:
+                _add_paired(grad_x, grad_x, grad_paired, operand, operand, len(x) // 2)
+            grad_scale = _finish(grad_x, operand, scale) / 2  # every pair was counted from both of its ends
+        return grad_x, grad_scale, None, None
+
+
+class _RingLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        query: Tensor,
+        key: Tensor,
         scale: Tensor,
-        ids: Tensor | None,
-        tile: int | None,
-        precision: Precision,
-        bound: float,
+        query_ids: Tensor | None,
+        key_ids: Tensor | None,
+        settings: Settings,
     ) -> Tensor:
-        left, right = _Operand(x * scale, precision), _Operand(x, precision)
-        rows = _Running(x, len(x), bound)
-        blocks = _blocks(len(x), len(x), tile)
-        for i, a in enumerate(blocks):
-            for b in blocks[i:]:
-                s = _exclude(left.similarities(a, right, b), None if ids is None else (ids[a], ids[b]), diagonal=a == b)
-                if a != b:
-                    if rows.fixed:  # one exponential serves both row blocks
-                        e = s.sub_(bound).exp_()
-                        rows.total[a] += e.sum(1)
-                        rows.total[b] += e.sum(0)
-                        continue
-                    rows.add(b, s, 0)
-                rows.add(a, s, 1, scratch=s)
+        bound = settings.bound(scale)
+        left, rows = _Operand(query, settings), _Running(query, len(query), bound)
+        ring = Ring([key] if key_ids is None else [key, key_ids])
+        for block, *ids in ring:
+            pair = (query_ids, ids[0]) if ids else (None, None)
+            _forward(_Tiles(left, _Operand(block, settings), scale, pair, settings.tile, bound), rows, None, keep=False)
         lse = rows.result()
-        ctx.save_for_backward(x, scale, lse, ids)
-        ctx.tile, ctx.precision = tile, precision
-        ctx.fixed, ctx.bound = rows.fixed, bound
+        ctx.save_for_backward(query, key, scale, lse, query_ids, key_ids)
+        ctx.settings, ctx.bound = settings, bound
         return lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, lse, ids = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
-            lse = _for_backward(lse)
-            left, right = _Operand(x * scale, ctx.precision), _Operand(x, ctx.precision)
-            grad_x = torch.zeros_like(x)
-            blocks = _blocks(len(x), len(x), ctx.tile)
-            # With a common shift, exp(s_ij - lse_i) g_i + exp(s_ij - lse_j) g_j is one exponential times c_i + c_j.
-            factor = (ctx.bound - lse).exp() * grad if ctx.fixed else None
-            for i, a in enumerate(blocks):
-                for b in blocks[i:]:
-                    s = _exclude(
-                        left.similarities(a, right, b), None if ids is None else (ids[a], ids[b]), diagonal=a == b
-                    )
-                    if factor is not None:
-                        w = s.sub_(ctx.bound).exp_().mul_(factor[a, None] + factor[None, b])
-                    else:
-                        extra = _weights(s, lse[b], grad[b], 0)
-                        w = s.sub_(lse[a, None]).exp_().mul_(grad[a, None]).add_(extra)
-                    _accumulate(grad_x[a], w, right.x[b])
-                    if a != b:
-                        _accumulate(grad_x[b], w.T, right.x[a])
-            # Every pair was counted from both of its ends.
-            grad_scale = (grad_x * x).sum() / 2 if ctx.needs_input_grad[1] else None
-            grad_x *= scale
-        return grad_x, grad_scale, None, None, None, None
-
-
-def _accumulate(target: Tensor, weights: Tensor, rows: Tensor) -> None:
-    """``target += weights @ rows``, multiplied in the dtype of ``rows``."""
-    if rows.dtype == target.dtype:
-        target.addmm_(weights, rows)
-    else:
-        target += (weights.to(rows.dtype) @ rows).to(target.dtype)
+        query, key, scale, lse, query_ids, key_ids = ctx.saved_tensors
+        settings = ctx.settings
+        with torch.autocast(query.device.type, enabled=False):
+            left, grad_query = _Operand(query, settings), torch.zeros_like(query)
+            ring = Ring([key] if key_ids is None else [key, key_ids], passenger=torch.zeros_like(key))
+            for block, *ids in ring:
+                pair = (query_ids, ids[0]) if ids else (None, None)
+                tiles = _Tiles(left, _Operand(block, settings), scale, pair, settings.tile, ctx.bound)
+                _backward(tiles, [], (_for_backward(lse), grad), None, grad_query, ring.passenger)
+            grad_scale = _finish(grad_query, left, scale)
+            grad_key = ring.passenger * scale
+        return grad_query, grad_key, grad_scale, None, None, None
