@@ -1,0 +1,105 @@
+"""From a scanner's grid to the network's and back: orientation, spacing, intensity scale."""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from contrastive_core.errors import InputError
+from monai.data import MetaTensor
+from monai.transforms import Orientation, ResampleToMatch, Spacing
+
+Scaling = Literal["percentile", "z-score", "ct", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before the network sees it.
+
+    Attributes:
+        scaling: ``percentile``: the 0.5th to 99.5th percentile to [0, 1], clipped; ``z-score``: mean 0 and standard
+            deviation 1 over voxels that are not zero; ``ct``: ``window`` to [0, 1], clipped; ``none``.
+        window: Lowest and highest Hounsfield unit of ``ct``.
+        spacing: Voxel sides in mm to resample to; the image's own if absent.
+    """
+
+    scaling: Scaling = "percentile"
+    window: tuple[float, float] = (-125.0, 275.0)
+    spacing: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.window[0] >= self.window[1]:
+            raise InputError("the window is empty", where="--window", why=f"got {self.window}")
+        if self.spacing is not None and min(self.spacing) <= 0:
+            raise InputError("voxel sides are positive", where="--spacing", why=f"got {self.spacing}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """Rebuild from plain values."""
+        sides = values.get("spacing")
+        return cls(values["scaling"], tuple(values["window"]), None if sides is None else tuple(sides))
+
+    def image(self, volume: MetaTensor) -> MetaTensor:
+        """Bring an image to the network's orientation (RAS), spacing and scale."""
+        volume = _reorient(volume, "RAS")
+        if self.spacing is not None:
+            volume = Spacing(self.spacing, mode="bilinear", padding_mode="border")(volume)
+        return self._scaled(volume)
+
+    def label(self, volume: MetaTensor) -> MetaTensor:
+        """Bring a label map to the network's grid."""
+        volume = _reorient(volume, "RAS")
+        if self.spacing is not None:
+            moved = Spacing(self.spacing, mode="nearest", padding_mode="border")(volume.to(torch.float32))
+            volume = moved.round().to(torch.int64)
+        return volume
+
+    def restore(
+        self, values: torch.Tensor, prepared: MetaTensor, original: MetaTensor, *, smooth: bool = False
+    ) -> torch.Tensor:
+        """Bring a result from the network's grid back to the image's.
+
+        Args:
+            values: ``[c x y z]`` on the grid of ``prepared``.
+            prepared: Result of :meth:`image`.
+            original: The image as it was read.
+            smooth: Interpolate linearly instead of taking the nearest voxel.
+        """
+        volume = MetaTensor(values, affine=prepared.affine)
+        if self.spacing is not None:
+            target = _reorient(original, "RAS")
+            kind = volume.dtype
+            moved = ResampleToMatch(mode="bilinear" if smooth else "nearest", padding_mode="border")(
+                volume.to(torch.float32), target
+            )
+            volume = moved if smooth else moved.round().to(kind)
+        return _reorient(volume, axis_codes(original)).as_tensor().contiguous()
+
+    def _scaled(self, volume: MetaTensor) -> MetaTensor:
+        x = volume.as_tensor()
+        if self.scaling == "percentile":
+            low, high = (float(value) for value in np.percentile(x.numpy(), (0.5, 99.5)))
+            if high <= low:  # nearly everything is one value: the percentiles say nothing
+                low, high = float(x.min()), float(x.max())
+            x = ((x - low) / (high - low)).clamp(0, 1)
+        elif self.scaling == "z-score":
+            inside = x[x != 0]
+            x = (x - inside.mean()) / inside.std().clamp_min(1e-8)
+        elif self.scaling == "ct":
+            low, high = self.window
+            x = ((x - low) / (high - low)).clamp(0, 1)
+        return MetaTensor(x.contiguous(), affine=volume.affine)
+
+
+def axis_codes(volume: MetaTensor) -> str:
+    """Directions of the axes, such as ``RAS``."""
+    import nibabel as nib
+
+    return "".join(nib.aff2axcodes(np.asarray(volume.affine)))
+
+
+def _reorient(volume: MetaTensor, codes: str) -> MetaTensor:
+    if axis_codes(volume) == codes:
+        return volume
+    pairs = (("L", "R"), ("P", "A"), ("I", "S"))
+    return Orientation(axcodes=codes, labels=pairs)(volume)

@@ -1,0 +1,99 @@
+"""Sliding-window prediction whose memory does not grow with the number of classes times the volume.
+
+Windows are visited slab by slab along the first axis; as soon as no later window reaches a slab it is averaged, handed
+on and forgotten. Every window passes through the network once, whatever is read out of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from contrastive_core.errors import InputError
+from jaxtyping import Float
+from torch import Tensor
+
+Predict = Callable[[Float[Tensor, "b i x y z"]], Float[Tensor, "b m x y z"]]
+
+
+def window_starts(side: int, patch: int, stride: int) -> list[int]:
+    """Where windows begin on one axis; the last ends with the volume.
+
+    Example:
+        >>> window_starts(10, 4, 3)
+        [0, 3, 6]
+        >>> window_starts(11, 4, 3)
+        [0, 3, 6, 7]
+    """
+    last = max(side - patch, 0)
+    starts = list(range(0, last + 1, stride))
+    return starts if starts[-1] == last else [*starts, last]
+
+
+def slide(
+    volume: Float[Tensor, "i x y z"],
+    predict: Predict,
+    *,
+    patch: Sequence[int],
+    stride: Sequence[int],
+    batch: int = 1,
+) -> Iterator[tuple[int, Float[Tensor, "m s y z"]]]:
+    """Average overlapping predictions, yielding finished slabs.
+
+    Args:
+        volume: Input; padded with zeros on both sides where it is smaller than the patch, and the result cropped.
+        predict: Network on a batch of patches; its output has the patches' sides. Outputs are averaged as they are.
+        patch: Sides of the windows.
+        stride: Steps between windows, 1 to ``patch``.
+        batch: Windows a call.
+
+    Yields:
+        First index on the first axis, and the finished part of the result from there on.
+
+    Raises:
+        InputError: A stride is not in 1 to ``patch``.
+    """
+    if any(not 1 <= step <= side for step, side in zip(stride, patch, strict=True)):
+        raise InputError(
+            "a stride lies between 1 and the patch", where="--stride", why=f"got {tuple(stride)} for {tuple(patch)}"
+        )
+    sides = tuple(volume.shape[1:])
+    missing = [max(p - s, 0) for p, s in zip(patch, sides, strict=True)]
+    before = [amount // 2 for amount in missing]
+    padding = [n for amount, first in zip(reversed(missing), reversed(before), strict=True) for n in (first, amount - first)]  # fmt: skip # noqa: E501
+    padded = F.pad(volume, padding) if any(missing) else volume
+    for start, slab in _slabs(padded, predict, tuple(patch), tuple(stride), batch):
+        low, high = max(start, before[0]), min(start + slab.shape[1], before[0] + sides[0])
+        if low < high:
+            inner = slab[
+                :, low - start : high - start, before[1] : before[1] + sides[1], before[2] : before[2] + sides[2]
+            ]
+            yield low - before[0], inner
+
+
+def _slabs(
+    volume: Tensor, predict: Predict, patch: tuple[int, ...], stride: tuple[int, ...], batch: int
+) -> Iterator[tuple[int, Tensor]]:
+    starts = [window_starts(side, p, s) for side, p, s in zip(volume.shape[1:], patch, stride, strict=True)]
+    places = [(y, z) for y in starts[1] for z in starts[2]]
+    covered = volume.new_zeros(volume.shape[2:])
+    for y, z in places:
+        covered[y : y + patch[1], z : z + patch[2]] += 1
+    total: Tensor | None = None
+    depth = volume.new_zeros(patch[0])
+    for index, x in enumerate(starts[0]):
+        for first in range(0, len(places), batch):
+            chosen = places[first : first + batch]
+            windows = torch.stack([volume[:, x : x + patch[0], y : y + patch[1], z : z + patch[2]] for y, z in chosen])
+            outputs = predict(windows)
+            if total is None:
+                total = outputs.new_zeros((outputs.shape[1], patch[0], *volume.shape[2:]))
+            for (y, z), output in zip(chosen, outputs, strict=True):
+                total[:, :, y : y + patch[1], z : z + patch[2]] += output
+        depth += 1
+        assert total is not None
+        following = starts[0][index + 1] if index + 1 < len(starts[0]) else x + patch[0]
+        done = following - x
+        yield x, total[:, :done] / (depth[:done, None, None] * covered)
+        if done < patch[0]:
+            total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], 1)
+            depth = torch.cat([depth[done:], torch.zeros_like(depth[:done])])
