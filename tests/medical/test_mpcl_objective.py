@@ -381,7 +381,7 @@ def test_presets_differ_where_the_published_code_does():
 @pytest.mark.parametrize(
     ("make", "option"),
     [
-        (lambda: PrototypeSettings(k=0), "--prototypes.k"),
+        (lambda: PrototypeSettings(k=0), "--k"),
         (lambda: MethodSettings(temperature=0.0), "--temperature"),
         (lambda: OptimSettings(lr=-1.0), "--optim.lr"),
         (lambda: NetworkConfig(width=0), "--network.width"),

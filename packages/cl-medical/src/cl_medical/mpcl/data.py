@@ -3,23 +3,27 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from cl_medical.volumes.cases import Case, CaseSet
-from cl_medical.volumes.grid import Preprocessing, Scaling
-from cl_medical.volumes.reading import read_image, read_label, read_pair
 from contrastive_core.errors import InputError
 from contrastive_core.training import seeded_generator
 from jaxtyping import Float, Int
-from monai.data import CacheDataset
-from monai.transforms import Transform
+from monai.data.dataset import CacheDataset
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import Transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cl_medical.volumes.cases import Case, CaseSet
+from cl_medical.volumes.grid import Preprocessing, Scaling
+from cl_medical.volumes.reading import read_image, read_label, read_pair
+
 Augment = Literal["none", "flip", "flip-rotate"]
 Crop = Literal["random", "centre"]
+Volumes = Sequence[tuple[Tensor, Tensor | None]]
+"""Images ``[1 x y z]`` and label maps ``[x y z]`` on the network's grid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +100,12 @@ class DataPlan:
         stride = _triple(values.get("stride", [max(side // 2, 1) for side in patch]), "--stride")
         if any(not 1 <= step <= side for step, side in zip(stride, patch, strict=True)):
             raise InputError("a stride lies between 1 and the patch", where="--stride", why=f"got {stride} for {patch}")
-        spacing = values.get("spacing")
-        preprocessing = Preprocessing(
-            values.get("scaling", "percentile"),
-            tuple(values.get("window", Preprocessing.window)),
-            None if spacing is None else tuple(spacing),
+        preprocessing = Preprocessing.from_dict(
+            {
+                "scaling": values.get("scaling", "percentile"),
+                "window": values.get("window", Preprocessing.window),
+                "spacing": values.get("spacing"),
+            }
         )
         classes = options.classes or data.classes or _found_classes(data)
         if options.merge_labels:
@@ -131,11 +136,15 @@ class DataPlan:
         except KeyError as error:
             raise InputError("the model's description lacks a value", why=str(error)) from error
 
-    def read_label(self, case: Case, *, merge: bool = True) -> Tensor:
-        """Label map of a case on its own grid, ``[x y z]``, checked against image and classes."""
+    def read(self, case: Case) -> tuple[MetaTensor, MetaTensor]:
+        """Image and label map of a case as they are on disk, ``[1 x y z]``, structures merged if the plan says so.
+
+        Raises:
+            InputError: A file cannot be used, or the two do not belong together.
+        """
         assert case.label is not None
-        _, y = read_pair(case.image, case.label, None if self.merge_labels else len(self.classes))
-        return self._merged(y.as_tensor()[0]) if merge else y.as_tensor()[0]
+        x, y = read_pair(case.image, case.label, None if self.merge_labels else len(self.classes))
+        return x, MetaTensor(self.merged(y.as_tensor()), affine=y.affine)
 
     def load(self, case: Case, *, labelled: bool) -> tuple[Tensor, Tensor | None]:
         """A case on the network's grid: image ``[1 x y z]`` and label map ``[x y z]``.
@@ -145,13 +154,11 @@ class DataPlan:
         """
         if not labelled or case.label is None:
             return self.preprocessing.image(read_image(case.image)).as_tensor(), None
-        x, y = read_pair(case.image, case.label, None if self.merge_labels else len(self.classes))
-        return (
-            self.preprocessing.image(x).as_tensor(),
-            self._merged(self.preprocessing.label(y).as_tensor()[0]),
-        )
+        x, y = self.read(case)
+        return self.preprocessing.image(x).as_tensor(), self.preprocessing.label(y).as_tensor()[0]
 
-    def _merged(self, label: Tensor) -> Tensor:
+    def merged(self, label: Tensor) -> Tensor:
+        """All structures as one, if the plan says so."""
         return (label > 0).long() if self.merge_labels else label
 
 
@@ -166,7 +173,7 @@ class LoadCase(Transform):
         return self.plan.load(data, labelled=self.labelled)
 
 
-def cached(cases: Sequence[Case], plan: DataPlan, *, labelled: bool, rate: float = 1.0) -> "CacheDataset":
+def cached(cases: Sequence[Case], plan: DataPlan, *, labelled: bool, rate: float = 1.0) -> Volumes:
     """Prepared volumes, a share of them kept in memory.
 
     Args:
@@ -175,7 +182,9 @@ def cached(cases: Sequence[Case], plan: DataPlan, *, labelled: bool, rate: float
         labelled: Whether their labels are read.
         rate: Share kept in memory, the others are read again each time.
     """
-    return CacheDataset(list(cases), LoadCase(plan, labelled=labelled), cache_rate=rate, num_workers=1, progress=False)
+    load = LoadCase(plan, labelled=labelled)
+    # A MONAI data set is indexed like a sequence, though its type does not say so.
+    return cast(Volumes, CacheDataset(list(cases), load, cache_rate=rate, num_workers=1, progress=False))
 
 
 class PatchPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):

@@ -4,10 +4,11 @@ import dataclasses
 from typing import Literal
 
 import torch
-from cl_medical.mpcl.features import features_at
 from contrastive_core.errors import InputError
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from cl_medical.mpcl.features import features_at
 
 Assignment = Literal["sharp", "official"]
 
@@ -37,11 +38,11 @@ class PrototypeSettings:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise InputError("a class needs at least one prototype", where="--prototypes.k", why=f"got {self.k}")
+            raise InputError("a class needs at least one prototype", where="--k", why=f"got {self.k}")
         if self.bins < 3 or self.iterations < 1 or self.max_voxels < 0 or not 0 <= self.gap <= 1:
             raise InputError(
                 "a setting of the prototypes is out of range",
-                where="--prototypes.bins, .iterations, .max-voxels, .gap",
+                where="--bins, --iterations, --max-voxels, --gap",
                 why=f"got {self.bins}, {self.iterations}, {self.max_voxels}, {self.gap}",
                 remedy="use at least 3 bins, 1 iteration, 0 voxels, and a gap in [0, 1]",
             )

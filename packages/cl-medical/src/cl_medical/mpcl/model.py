@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from contrastive_core.errors import InputError
 from jaxtyping import Float
-from monai.networks.blocks import Convolution
+from monai.networks.blocks.convolutions import Convolution
 from torch import Tensor, nn
 
 _CONVOLUTIONS = (1, 2, 3, 3, 3)

@@ -8,11 +8,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from cl_medical.mpcl.features import cosine_maps
-from cl_medical.mpcl.ihpg import Prototypes
 from contrastive_core.losses import self_logsumexp, sup_con
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from cl_medical.mpcl.features import cosine_maps
+from cl_medical.mpcl.ihpg import Prototypes
 
 Positives = Literal["class", "same-index"]
 

@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from contrastive_core.errors import InputError
+from contrastive_core.training import RunFolder, seeded_generator
+from jaxtyping import Float, Integer
+from monai.data.meta_tensor import MetaTensor
+from torch import Tensor
+
 from cl_medical.mpcl.data import DataPlan, foreground_crop
 from cl_medical.mpcl.features import cosine_maps
 from cl_medical.mpcl.ihpg import Prototypes, PrototypeSettings, average, ihpg
 from cl_medical.mpcl.model import NetworkConfig, VNet, load_network
 from cl_medical.volumes.metrics import largest_component
 from cl_medical.volumes.sliding import slide
-from contrastive_core.errors import InputError
-from contrastive_core.training import RunFolder, seeded_generator
-from jaxtyping import Float, Integer
-from monai.data import MetaTensor
-from torch import Tensor
 
 KIND = "mpcl-segmenter"
 CE_SCALE = 10.0
@@ -108,13 +109,37 @@ class Segmenter:
             batch: Windows the network sees at once.
         """
         prepared = self.plan.preprocessing.image(image)
-        size = tuple(prepared.shape[1:])
+        found = self.segment_prepared(
+            prepared.as_tensor(), probabilities=probabilities, prototypes=prototypes, batch=batch
+        )
+
+        def restored(values: np.ndarray, *, smooth: bool = False) -> np.ndarray:
+            volume = torch.from_numpy(values if values.ndim == 4 else values[None])
+            out = self.plan.preprocessing.restore(volume, prepared, image, smooth=smooth).numpy()
+            return out if values.ndim == 4 else out[0]
+
+        return Segmentation(
+            restored(found.labels),
+            None if found.probabilities is None else restored(found.probabilities, smooth=True),
+            None if found.prototype_labels is None else restored(found.prototype_labels),
+            None if found.winners is None else restored(found.winners),
+            found.cosines,
+        )
+
+    def segment_prepared(
+        self, image: Float[Tensor, "1 x y z"], *, probabilities: bool = False, prototypes: bool = False, batch: int = 1
+    ) -> Segmentation:
+        """:meth:`segment` of an image that is already on the network's grid, with results on that grid."""
+        training = self.network.training
+        self.network.eval()
+        size = tuple(image.shape[1:])
         classes, k, d = self.prototypes.centers.shape
         centers = self.prototypes.centers.reshape(-1, d).to(self.device)
         absent = ~self.prototypes.present.repeat_interleave(k)
         labels = torch.empty(size, dtype=torch.uint8)
         soft = torch.empty((classes, *size)) if probabilities else None
-        winners = torch.empty(size, dtype=torch.uint8) if prototypes else None
+        numbers = torch.uint8 if classes * k < 256 else torch.int16
+        winners = torch.empty(size, dtype=numbers) if prototypes else None
         cosines = torch.empty((classes, *size)) if prototypes else None
 
         def network(windows: Tensor) -> Tensor:
@@ -125,9 +150,7 @@ class Segmenter:
             return read.cpu()
 
         with torch.inference_mode():
-            for start, slab in slide(
-                prepared.as_tensor(), network, patch=self.plan.patch, stride=self.plan.stride, batch=batch
-            ):
+            for start, slab in slide(image, network, patch=self.plan.patch, stride=self.plan.stride, batch=batch):
                 stop = start + slab.shape[1]
                 labels[start:stop] = slab[:classes].argmax(0)
                 if soft is not None:
@@ -137,18 +160,14 @@ class Segmenter:
                     winners[start:stop] = near.argmax(0) + 1
                     cosines[:, start:stop] = near.unflatten(0, (classes, k)).amax(1)
 
-        def restored(values: Tensor, *, smooth: bool = False) -> np.ndarray:
-            volume = values if values.ndim == 4 else values[None]
-            out = self.plan.preprocessing.restore(volume, prepared, image, smooth=smooth).numpy()
-            return out if values.ndim == 4 else out[0]
-
-        found = restored(labels)
+        self.network.train(training)
+        found = labels.numpy()
         if self.plan.largest_component:
             found = largest_component(found, classes)
-        near_map = None if winners is None else restored(winners)
+        near_map = None if winners is None else winners.numpy()
         return Segmentation(
             found,
-            None if soft is None else restored(soft, smooth=True),
+            None if soft is None else soft.numpy(),
             None if near_map is None else ((near_map.astype(np.int16) - 1) // k).astype(np.uint8),
             near_map,
             cosines,

@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from contrastive_core.errors import ContrastiveWarning, InputError
+from contrastive_core.training import seeded_generator
+from torch import Tensor
+
 from cl_medical.mpcl.ihpg import Assignment, Prototypes, PrototypeSettings, ihpg, spread
 from cl_medical.mpcl.model import VNet
 from cl_medical.mpcl.objective import (
@@ -19,9 +23,6 @@ from cl_medical.mpcl.objective import (
     pseudo_labels,
     supervised_loss,
 )
-from contrastive_core.errors import ContrastiveWarning, InputError
-from contrastive_core.training import seeded_generator
-from torch import Tensor
 
 Method = Literal["mpcl", "upcol", "mean-teacher", "ua-mt", "sup"]
 Preset = Literal["corrected", "paper-code"]
@@ -45,7 +46,15 @@ class MethodOptions:
         masked: Leave classes out that a patch does not hold.
         max_voxels: Voxels of a class in k-means, 0 for all.
         positives: class or same-index.
-        scale: Factor on the cosines of the prototype classifier.
+        scale: Factor on the cosines of the prototype classifier, 1 as published.
+        bins: Bins of the intensity histogram.
+        gap: Smallest distance of two seeds on the intensity axis, 0 to 1.
+        iterations: Soft k-means iterations.
+        spatial_weight: Weight of coordinates in k-means.
+        temperature: Temperature of the contrast.
+        ramp: Share of the run over which unlabelled terms rise to their full weight.
+        ema: Decay of the teacher.
+        consistency: Largest weight of the consistency term of mean-teacher and ua-mt.
     """
 
     k: int | None = None
@@ -57,6 +66,14 @@ class MethodOptions:
     max_voxels: int | None = None
     positives: Positives | None = None
     scale: float | None = None
+    bins: int | None = None
+    gap: float | None = None
+    iterations: int | None = None
+    spatial_weight: float | None = None
+    temperature: float | None = None
+    ramp: float | None = None
+    ema: float | None = None
+    consistency: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +147,8 @@ def resolve_method(method: Method, preset: Preset, options: MethodOptions = Meth
     values |= {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
     if method == "upcol" and values["k"] != 1:
         raise InputError("upcol has one prototype a class", where="--k", remedy="use --method mpcl for more")
-    prototypes = PrototypeSettings(
-        k=values.pop("k"), assignment=values.pop("assignment"), max_voxels=values.pop("max_voxels")
-    )
+    names = {field.name for field in dataclasses.fields(PrototypeSettings)} & set(values)
+    prototypes = PrototypeSettings(**{name: values.pop(name) for name in names})
     return MethodSettings(method, prototypes, **values)
 
 
@@ -310,10 +326,10 @@ class SegmentationSystem(L.LightningModule):
                     stacklevel=2,
                 )
 
-    def validation_step(self, batch: Tensor, batch_index: int) -> None:
+    def validation_step(self, batch: Sequence[Tensor], batch_index: int) -> None:
         """Dice of the validation cases named by the batch."""
         assert self._validate is not None
-        for index in batch.flatten().tolist():
+        for index in batch[0].tolist():
             score = self._validate(self.network, int(index))
             self.log("val_dice", score, batch_size=1)
             self.log("val_loss", 1 - score, batch_size=1)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cl_medical.volumes.dicom import is_series
-from cl_medical.volumes.reading import HDF5, NIFTI, case_name, is_volume
 from contrastive_core.errors import InputError
 from contrastive_core.files import read_json
+
+from cl_medical.volumes.dicom import is_series
+from cl_medical.volumes.reading import HDF5, NIFTI, case_name, is_volume
 
 LISTS = {
     "labelled": "train_lab.txt",
@@ -259,8 +260,8 @@ def _drawn(data: CaseSet, labelled: int, validation: int | None, test: int | Non
         names = groups[patient]
         # A patient with an unlabelled scan trains: judging on the labelled one would leak.
         options = ("labelled",) if patient in blind else ("test", "validation", "labelled")
-        part = next((part for part in options if len(parts[part]) + len(names) <= wanted[part]), None)
-        (unlabelled if part is None else parts[part]).extend(names)
+        free = [part for part in options if len(parts[part]) + len(names) <= wanted[part]]
+        (parts[free[0]] if free else unlabelled).extend(names)
     _enough(len(parts["labelled"]), labelled, data.folder)
     return Split(tuple(parts["labelled"]), tuple(unlabelled), tuple(parts["validation"]), tuple(parts["test"]))
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from contrastive_core.errors import InputError
-from monai.data import MetaTensor
-from monai.transforms import Orientation, ResampleToMatch, Spacing
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.spatial.array import Orientation, ResampleToMatch, Spacing
 
 Scaling = Literal["percentile", "z-score", "ct", "none"]
 
@@ -37,21 +37,23 @@ class Preprocessing:
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
         """Rebuild from plain values."""
         sides = values.get("spacing")
-        return cls(values["scaling"], tuple(values["window"]), None if sides is None else tuple(sides))
+        low, high = (float(value) for value in values["window"])
+        spacing = None if sides is None else (float(sides[0]), float(sides[1]), float(sides[2]))
+        return cls(values["scaling"], (low, high), spacing)
 
     def image(self, volume: MetaTensor) -> MetaTensor:
         """Bring an image to the network's orientation (RAS), spacing and scale."""
         volume = _reorient(volume, "RAS")
         if self.spacing is not None:
-            volume = Spacing(self.spacing, mode="bilinear", padding_mode="border")(volume)
+            volume = _meta(Spacing(self.spacing, mode="bilinear", padding_mode="border")(volume))
         return self._scaled(volume)
 
     def label(self, volume: MetaTensor) -> MetaTensor:
         """Bring a label map to the network's grid."""
         volume = _reorient(volume, "RAS")
         if self.spacing is not None:
-            moved = Spacing(self.spacing, mode="nearest", padding_mode="border")(volume.to(torch.float32))
-            volume = moved.round().to(torch.int64)
+            moved = Spacing(self.spacing, mode="nearest", padding_mode="border")(_meta(volume.to(torch.float32)))
+            volume = _meta(moved.round().to(torch.int64))
         return volume
 
     def restore(
@@ -70,9 +72,9 @@ class Preprocessing:
             target = _reorient(original, "RAS")
             kind = volume.dtype
             moved = ResampleToMatch(mode="bilinear" if smooth else "nearest", padding_mode="border")(
-                volume.to(torch.float32), target
+                _meta(volume.to(torch.float32)), target
             )
-            volume = moved if smooth else moved.round().to(kind)
+            volume = _meta(moved if smooth else moved.round().to(kind))
         return _reorient(volume, axis_codes(original)).as_tensor().contiguous()
 
     def _scaled(self, volume: MetaTensor) -> MetaTensor:
@@ -102,4 +104,10 @@ def _reorient(volume: MetaTensor, codes: str) -> MetaTensor:
     if axis_codes(volume) == codes:
         return volume
     pairs = (("L", "R"), ("P", "A"), ("I", "S"))
-    return Orientation(axcodes=codes, labels=pairs)(volume)
+    return _meta(Orientation(axcodes=codes, labels=pairs)(volume))
+
+
+def _meta(volume: torch.Tensor) -> MetaTensor:
+    """MONAI's transforms say they return a tensor; of a MetaTensor it is one."""
+    assert isinstance(volume, MetaTensor)
+    return volume

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from contrastive_core.errors import InputError
 from contrastive_core.files import atomic_write
-from monai.data import MetaTensor
+from monai.data.meta_tensor import MetaTensor
 
 NIFTI = (".nii", ".nii.gz")
 HDF5 = (".h5", ".hdf5")
@@ -200,7 +200,9 @@ def _affine(volume: MetaTensor) -> np.ndarray:
 def _tensor(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any], path: Path) -> MetaTensor:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise InputError("a volume's affine cannot be inverted", where=path, remedy="correct its header")
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array))[None], affine=affine, meta=dict(meta))
+    return MetaTensor(
+        torch.from_numpy(np.ascontiguousarray(array))[None], affine=torch.from_numpy(affine), meta=dict(meta)
+    )
 
 
 def _three_dimensional(array: np.ndarray, path: Path) -> np.ndarray:
@@ -242,7 +244,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         # Small integers stay small; scaled data come out as float64 and are narrowed by the caller.
         array = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
         affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-        header = image.header
+        header: Any = image.header
         meta = {name: int(header[name]) for name in ("sform_code", "qform_code") if name in header}
     except Exception as error:  # truncated and foreign files fail in many ways inside the reader
         raise InputError(

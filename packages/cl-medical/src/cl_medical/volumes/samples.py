@@ -9,10 +9,14 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import torch
 from contrastive_core.errors import InputError
 from contrastive_core.files import write_json
 from jaxtyping import Float
+from monai.data.meta_tensor import MetaTensor
 from scipy import ndimage
+
+from cl_medical.volumes.reading import write_nifti
 
 CLASSES = ("background", "grey matter", "white matter")
 _SIDES = (48, 56, 48)
@@ -37,8 +41,6 @@ def write_samples(
     Raises:
         InputError: nilearn is not installed, the numbers make no set, or volumes are already there.
     """
-    from cl_medical.volumes.reading import write_nifti
-
     out = Path(out)
     if cases < 1 or not 0 <= unlabelled < cases:
         raise InputError(
@@ -130,11 +132,8 @@ def _template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return t1, grey, white
 
 
-def _reference(affine: np.ndarray) -> "object":
-    import torch
-    from monai.data import MetaTensor
-
-    return MetaTensor(torch.zeros(1, 1, 1, 1), affine=affine)
+def _reference(affine: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.zeros(1, 1, 1, 1), affine=torch.from_numpy(affine))
 
 
 def _rotation(degrees: np.ndarray) -> np.ndarray:

@@ -1,0 +1,122 @@
+"""Pictures of segmentations and prototypes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from contrastive_core.report import PALETTE
+from torch import Tensor
+
+from cl_medical.mpcl.ihpg import Prototypes, scale_intensity
+from cl_medical.mpcl.predict import Segmentation
+
+_PLANES = ("sagittal", "coronal", "axial")
+
+
+def slices_figure(image: Tensor, label: Tensor | None, found: Segmentation, k: int, classes: Sequence[str]) -> Any:
+    """Middle slices in three planes: contours above, the winning prototypes below.
+
+    Args:
+        image: ``[1 x y z]`` on the network's grid.
+        label: Reference, if there is one.
+        found: Segmentation on the same grid, with maps of the prototype classifier.
+        k: Prototypes of a class.
+        classes: Names, background first.
+    """
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    values = image[0].numpy()
+    shown = label.numpy() if label is not None and bool((label > 0).any()) else found.labels
+    inside = np.argwhere(shown > 0)
+    middle = inside.mean(0).round().astype(int) if len(inside) else np.array(values.shape) // 2
+    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
+    axes = figure.subplots(2, 3)
+    colours = _prototype_colours(len(classes), k)
+    norm = BoundaryNorm(np.arange(len(colours) + 1) + 0.5, len(colours))
+    picture = None
+    for plane in range(3):
+        top, bottom = axes[0, plane], axes[1, plane]
+        low, high = np.percentile(values, (1, 99.5))
+        top.imshow(_cut(values, plane, middle), cmap="gray", vmin=low, vmax=high, origin="lower")
+        for number in range(1, len(classes)):
+            colour = PALETTE[(number - 1) % len(PALETTE)]
+            for mask, style in ((label, "--"), (found.labels, "-")):
+                if mask is None:
+                    continue
+                section = _cut(np.asarray(mask) == number, plane, middle)
+                if section.any():
+                    top.contour(section, levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.6)
+        top.set_title(_PLANES[plane], fontsize=10)
+        if found.winners is not None:
+            picture = bottom.imshow(
+                _cut(found.winners, plane, middle), cmap=ListedColormap(colours), norm=norm, origin="lower",
+                interpolation="nearest",
+            )  # fmt: skip
+        for each in (top, bottom):
+            each.set(xticks=[], yticks=[])
+    handles = [Line2D([], [], color=PALETTE[(n - 1) % len(PALETTE)], label=classes[n]) for n in range(1, len(classes))]
+    if label is not None:
+        handles.append(Line2D([], [], color="gray", linestyle="--", label="reference"))
+    handles.append(Line2D([], [], color="gray", label="predicted"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+    if picture is not None:
+        bar = figure.colorbar(picture, ax=axes[1, :], ticks=range(1, len(colours) + 1), location="bottom", aspect=50)
+        bar.ax.set_xticklabels([f"{classes[c]} {j + 1}" for c in range(len(classes)) for j in range(k)], fontsize=8)
+    return figure
+
+
+def histogram_figure(image: Tensor, label: Tensor, prototypes: Prototypes, classes: Sequence[str]) -> Any:
+    """Intensity histogram of every class in one case, with the centres of its prototypes.
+
+    Args:
+        image: ``[1 x y z]`` on the network's grid.
+        label: Its reference.
+        prototypes: Prototypes of the model.
+        classes: Names, background first.
+    """
+    from matplotlib.figure import Figure
+
+    scaled = scale_intensity(image[None])[0]
+    figure = Figure(figsize=(8, 1.7 * len(classes) + 0.6), layout="constrained")
+    rows = figure.subplots(len(classes), 1, sharex=True, squeeze=False)[:, 0]
+    for number, (axes, name) in enumerate(zip(rows, classes, strict=True)):
+        values = scaled[label == number].numpy()
+        axes.hist(values, bins=100, range=(0, 1), color="#9aa5ad")
+        colours = _prototype_colours(len(classes), prototypes.centers.shape[1])
+        k = prototypes.centers.shape[1]
+        if bool(prototypes.present[number]):
+            for index in range(k):
+                centre = float(prototypes.intensity[number, index])
+                share = float(prototypes.share[number, index])
+                axes.axvline(
+                    centre, color=colours[number * k + index], linewidth=2.5, label=f"{centre:.2f} ({share:.0%})"
+                )
+            axes.legend(frameon=False, fontsize=8, title="intensity (share)", title_fontsize=8)
+        axes.set_yscale("symlog", linthresh=10)
+        axes.set_ylabel("voxels", fontsize=8)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[-1].set_xlabel("intensity, scaled to [0, 1]")
+    return figure
+
+
+def _cut(values: np.ndarray, plane: int, middle: np.ndarray) -> np.ndarray:
+    return np.take(values, int(middle[plane]), axis=plane).T
+
+
+def _prototype_colours(classes: int, k: int) -> list[tuple[float, ...]]:
+    """A hue for each class (greys for the background), a shade for each of its prototypes."""
+    from matplotlib.colors import to_rgb
+
+    colours = []
+    for number in range(classes):
+        base = torch.tensor(to_rgb("#888888" if number == 0 else PALETTE[(number - 1) % len(PALETTE)]))
+        for index in range(k):
+            # From dark to light around the class's own colour.
+            place = 0.0 if k == 1 else 2 * index / (k - 1) - 1
+            end = torch.zeros(3) if place < 0 else torch.ones(3)
+            colours.append(tuple(((1 - 0.6 * abs(place)) * base + 0.6 * abs(place) * end).tolist()))
+    return colours

@@ -1,0 +1,151 @@
+"""Raw scans into the layout that training reads: NIfTI cases, split lists, ``dataset.json``."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from contrastive_core.errors import InputError
+from contrastive_core.files import write_json, write_text
+from monai.data.meta_tensor import MetaTensor
+
+from cl_medical.volumes.cases import LISTS, Case, CaseSet, Split, make_split, read_cases
+from cl_medical.volumes.grid import Preprocessing, Scaling
+from cl_medical.volumes.reading import read_image, read_pair, write_nifti
+
+Task = Literal["general", "la", "pancreas", "brats"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPreset:
+    """What the paper's data sets ask for.
+
+    Attributes:
+        settings: Written to ``dataset.json``.
+        merge: Take all structures as one.
+        spacing: Voxel sides in mm to resample to.
+        margin: Voxels kept around the structures; ``None`` for no cropping.
+        classes: Names, if the task fixes them.
+    """
+
+    settings: dict[str, Any]
+    merge: bool = False
+    spacing: tuple[float, float, float] | None = None
+    margin: int | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def _settings(patch: Sequence[int], stride: Sequence[int], scaling: Scaling, augment: str) -> dict[str, Any]:
+    return {"patch": list(patch), "stride": list(stride), "scaling": scaling, "augment": augment}
+
+
+TASKS: dict[Task, TaskPreset] = {
+    "general": TaskPreset({}),
+    "la": TaskPreset(
+        _settings((112, 112, 80), (18, 18, 4), "z-score", "none"), True, None, 25, ("background", "left atrium")
+    ),
+    "pancreas": TaskPreset(
+        _settings((96, 96, 96), (16, 16, 4), "ct", "none"), True, (1.0, 1.0, 1.0), 25, ("background", "pancreas")
+    ),
+    "brats": TaskPreset(
+        _settings((96, 96, 96), (64, 64, 64), "z-score", "flip-rotate"),
+        True,
+        None,
+        None,
+        ("background", "whole tumour"),
+    ),
+}
+"""Patches, strides and scales of the published runs; the pancreas is clipped to -125 to 275 HU."""
+
+
+def prepare_cases(
+    raw: Path | str, out: Path | str, *, task: Task, labelled: int, validation: int | None, test: int | None, seed: int
+) -> tuple[CaseSet, Split]:
+    """Write the cases of a raw folder in the layout training reads.
+
+    Images are reordered to RAS, resampled with the spacing of each axis where the task asks for it, and cropped around
+    their structures (unlabelled images to what is not zero). Intensities stay as they are: scaling is part of training.
+
+    Args:
+        raw: Folder with ``images/`` and ``labels/``; images are NIfTI files or DICOM series.
+        out: New or empty folder.
+        task: Preset.
+        labelled: Labelled training cases.
+        validation: Validation cases.
+        test: Test cases.
+        seed: Seed of the split.
+
+    Raises:
+        InputError: A case cannot be used, ``out`` is not empty, or there are too few labelled cases.
+    """
+    data, out, preset = read_cases(raw), Path(out), TASKS[task]
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("the output folder is not empty", where=out, remedy="name a new folder")
+    patients: dict[str, str] = {}
+    highest = 1
+    # Everything is read once before anything is written: a bad case leaves no half-made folder.
+    for case in data.cases.values():
+        image, label = _prepared(case, preset)
+        patients[case.name] = str(image.meta.get("patient") or case.patient)
+        if label is not None:
+            highest = max(highest, int(label.max()))
+    cases = {name: dataclasses.replace(case, patient=patients[name]) for name, case in data.cases.items()}
+    data = dataclasses.replace(data, cases=cases)
+    split = make_split(data, labelled=labelled, validation=validation, test=test, seed=seed)
+    for case in data.cases.values():
+        image, label = _prepared(case, preset)
+        write_nifti(out / "images" / f"{case.name}.nii.gz", image.numpy()[0], image)
+        if label is not None:
+            write_nifti(out / "labels" / f"{case.name}.nii.gz", label.numpy()[0].astype(np.uint8), label)
+    for part, names in dataclasses.asdict(split).items():
+        write_text(out / LISTS[part], "".join(f"{name}\n" for name in names))
+    classes = preset.classes or data.classes or ("background", *(f"class {n}" for n in range(1, highest + 1)))
+    write_json(
+        out / "dataset.json",
+        {
+            "name": data.folder.name,
+            "task": task,
+            "labels": {str(index): name for index, name in enumerate(classes)},
+            "patients": {name: patient for name, patient in patients.items() if patient != name},
+            "settings": preset.settings,
+        },
+    )
+    return read_cases(out), split
+
+
+def _prepared(case: Case, preset: TaskPreset) -> tuple[MetaTensor, MetaTensor | None]:
+    plan = Preprocessing(scaling="none", spacing=preset.spacing)
+    if case.label is None:
+        image, label = read_image(case.image), None
+    else:
+        image, label = read_pair(case.image, case.label)
+    meta = dict(image.meta)
+    image = plan.image(image)
+    if label is not None:
+        label = plan.label(label)
+        if preset.merge:
+            label = MetaTensor((label.as_tensor() > 0).long(), affine=label.affine)
+    if preset.margin is not None:
+        around = image.as_tensor()[0] != 0 if label is None else label.as_tensor()[0] > 0
+        box = _box(around, preset.margin if label is not None else 0)
+        image = _cut(image, box)
+        label = None if label is None else _cut(label, box)
+    image.meta["patient"] = meta.get("patient", "")
+    return image, label
+
+
+def _box(mask: torch.Tensor, margin: int) -> list[slice]:
+    places = mask.nonzero()
+    if not len(places):
+        return [slice(0, side) for side in mask.shape]
+    low, high = places.min(0).values.tolist(), places.max(0).values.tolist()
+    return [slice(max(a - margin, 0), b + margin + 1) for a, b in zip(low, high, strict=True)]
+
+
+def _cut(volume: MetaTensor, box: list[slice]) -> MetaTensor:
+    affine = volume.affine.clone()
+    start = torch.tensor([float(part.start) for part in box], dtype=affine.dtype)
+    affine[:3, 3] += affine[:3, :3] @ start
+    return MetaTensor(volume.as_tensor()[:, box[0], box[1], box[2]].contiguous(), affine=affine)
