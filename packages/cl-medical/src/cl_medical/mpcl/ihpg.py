@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from contrastive_core.errors import InputError
+from contrastive_core.nn import soft_kmeans
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -160,9 +161,18 @@ def class_prototypes(
     # One call reads the features of the voxels and of the seeds.
     features = features_at(x6, size, torch.cat([voxels[chosen], voxels[seeds]]))
     places = _coordinates(voxels, size, features)
+    official = settings.assignment == "official"
     centers, assignment = soft_kmeans(
-        features[: len(chosen)], features[len(chosen) :], places[chosen], places[seeds], settings
+        features[: len(chosen)],
+        features[len(chosen) :],
+        iters=settings.iterations,
+        assignment="l2" if official else "sharp",
+        power=0.5,
+        extra=places[chosen],
+        init_extra=places[seeds],
+        extra_weight=settings.spatial_weight,
     )
+    assignment = assignment.detach()
     mass = assignment.sum(0)
     return centers, (assignment.T @ values[chosen]) / mass, mass / mass.sum()
 
@@ -253,31 +263,3 @@ def _coordinates(voxels: Tensor, size: tuple[int, ...], like: Tensor) -> Tensor:
     """Places in [-1, 1] on each axis, ``[n 3]``."""
     axes = torch.unravel_index(voxels, tuple(size))
     return torch.stack([axis.to(like) * (2 / max(side - 1, 1)) - 1 for axis, side in zip(axes, size, strict=True)], 1)
-
-
-def soft_kmeans(
-    x: Float[Tensor, "n d"],
-    init: Float[Tensor, "k d"],
-    places: Float[Tensor, "n 3"],
-    init_places: Float[Tensor, "k 3"],
-    settings: PrototypeSettings,
-) -> tuple[Float[Tensor, "k d"], Float[Tensor, "n k"]]:
-    """Soft k-means over features and places; returns centres and the last assignment."""
-    centers, spots = init, init_places
-    assignment = x.new_ones(len(x), 1)
-    for _ in range(settings.iterations if settings.k > 1 else 1):
-        if settings.k > 1:
-            distance = _distances(x, centers) + settings.spatial_weight * _distances(places, spots)
-            if settings.assignment == "official":
-                weight = torch.exp(-(distance + 1e-12).sqrt())
-                assignment = weight / (weight.sum(1, keepdim=True) + 1e-10)
-            else:
-                assignment = torch.softmax(-10 * distance / distance.detach().mean().clamp_min(1e-12), 1)
-        shares = (assignment / assignment.sum(0).clamp_min(1e-12)).T
-        centers, spots = shares @ x, shares @ places
-    return centers, assignment.detach()
-
-
-def _distances(x: Tensor, centers: Tensor) -> Tensor:
-    squared = x.square().sum(1)[:, None] - 2 * x @ centers.T + centers.square().sum(1)
-    return (squared.clamp_min(0) + 1e-12).sqrt()

@@ -3,12 +3,12 @@
 Symbols: student θ, teacher θ', C classes with K prototypes each in d dimensions, voxel features F, prototypes P.
 """
 
-import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from contrastive_core.losses import self_logsumexp, sup_con
+from contrastive_core.nn import entropy_reliability, fuse_prototypes
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -74,11 +74,14 @@ def fuse(
         Fused prototypes, and the classes that have any.
     """
     if not masked:
-        return (labelled.centers + weight * unlabelled.centers) / (1 + weight), torch.ones_like(labelled.present)
-    ours = labelled.present.to(labelled.centers)
-    theirs = unlabelled.present.to(ours) * torch.where(labelled.present, weight, 1.0)
-    total = (ours + theirs).clamp_min(torch.finfo(ours.dtype).tiny)
-    fused = (ours / total)[:, None, None] * labelled.centers + (theirs / total)[:, None, None] * unlabelled.centers
+        return fuse_prototypes(labelled.centers, unlabelled.centers, weight), torch.ones_like(labelled.present)
+    fused = fuse_prototypes(
+        labelled.centers,
+        unlabelled.centers,
+        weight,
+        present_a=labelled.present,
+        present_b=unlabelled.present,
+    )
     present = labelled.present | unlabelled.present
     if running is not None:
         fused = torch.where((~present & running.present)[:, None, None], running.centers, fused)
@@ -196,7 +199,7 @@ def prototype_cross_entropy(
 def pseudo_labels(
     logits: Float[Tensor, "b c x y z"], *, reliability: Literal["log-c", "sum"] = "log-c"
 ) -> tuple[Int[Tensor, "b x y z"], Float[Tensor, "b x y z"]]:
-    """The teacher's labels and how far each is trusted (section 5.3 of the method).
+    """The teacher's labels and how far each is trusted (r of the paper's teacher branch).
 
     Args:
         logits: Mean logits of the teacher's heads.
@@ -204,13 +207,8 @@ def pseudo_labels(
             form, which is 1 almost everywhere.
     """
     probability = torch.softmax(logits, 1)
-    entropy = (-(probability * (probability + 1e-16).log()).sum(1)).clamp_min(0)
-    if reliability == "sum":
-        total = entropy.flatten(1).sum(1)[:, None, None, None]
-        trust = 1 - torch.where(total > 0, entropy / total.clamp_min(torch.finfo(entropy.dtype).tiny), 0.0)
-    else:
-        trust = (1 - entropy / math.log(logits.shape[1])).clamp(0, 1)
-    return probability.argmax(1), trust
+    mode: Literal["sum", "log_c"] = "sum" if reliability == "sum" else "log_c"
+    return probability.argmax(1), entropy_reliability(probability, mode)
 
 
 def masked_mse(

@@ -1,6 +1,5 @@
 """How batches, network and objective meet in one training step: MPCL and the baselines it is compared with."""
 
-import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from contrastive_core.errors import ContrastiveWarning, InputError
+from contrastive_core.nn import EMATeacher, sigmoid_rampup
 from contrastive_core.training import seeded_generator
 from torch import Tensor
 
@@ -194,7 +194,6 @@ class SegmentationSystem(L.LightningModule):
     running_intensity: Tensor
     running_share: Tensor
     running_present: Tensor
-    updates: Tensor
 
     def __init__(
         self,
@@ -208,7 +207,7 @@ class SegmentationSystem(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
-        self.teacher = copy.deepcopy(network).requires_grad_(False)
+        self.teacher = EMATeacher(network, settings.ema, warm=True)
         self.settings, self.optim = settings, optim
         self.total_steps, self.seed = total_steps, seed
         self._validate = validate
@@ -217,7 +216,6 @@ class SegmentationSystem(L.LightningModule):
         self.register_buffer("running_intensity", torch.zeros(shape))
         self.register_buffer("running_share", torch.zeros(shape))
         self.register_buffer("running_present", torch.zeros(shape[0], dtype=torch.bool))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._warned = False
 
     def training_step(self, batch: Sequence[Tensor], batch_index: int) -> Tensor:
@@ -226,7 +224,7 @@ class SegmentationSystem(L.LightningModule):
         draw = seeded_generator(self.seed, 4, self.global_step, batch_index)
         output = self.network(image)
         parts = {"loss_sup": supervised_loss(output.heads, label)}
-        weight = rampup(self.global_step / (self.settings.ramp * self.total_steps))
+        weight = sigmoid_rampup(self.global_step, self.settings.ramp * self.total_steps)
         if self.settings.method in ("mpcl", "upcol"):
             parts |= self._prototype_terms(output.features, image, label, unlabelled, weight, draw)
         elif self.settings.method in ("mean-teacher", "ua-mt"):
@@ -337,30 +335,8 @@ class SegmentationSystem(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move the teacher: here, and not in a hook, so that a checkpoint of the step holds both."""
         super().optimizer_step(*args, **kwargs)
-        update_teacher(self.teacher, self.network, int(self.updates), self.settings.ema)
-        self.updates += 1
+        self.teacher.update(self.network)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on the student."""
         return torch.optim.Adam(self.network.parameters(), lr=self.optim.lr, betas=(self.optim.beta1, self.optim.beta2))
-
-
-def rampup(progress: float) -> float:
-    """Weight of the unlabelled terms, ``exp(-5 (1 - progress)^2)``, 1 from ``progress`` 1 on.
-
-    Example:
-        >>> [round(rampup(x), 4) for x in (0, 0.5, 1, 2)]
-        [0.0067, 0.2865, 1.0, 1.0]
-    """
-    return float(torch.exp(torch.tensor(-5.0 * (1 - min(max(progress, 0.0), 1.0)) ** 2, dtype=torch.float64)))
-
-
-@torch.no_grad()
-def update_teacher(teacher: VNet, student: VNet, step: int, decay: float) -> None:
-    """``θ' <- α θ' + (1 - α) θ`` with ``α = min(1 - 1 / (step + 1), decay)``; step 0 copies the student."""
-    alpha = min(1 - 1 / (step + 1), decay)
-    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-        if step == 0:
-            old.copy_(new)
-        else:
-            old.mul_(alpha).add_(new, alpha=1 - alpha)
