@@ -4,6 +4,7 @@ Reference semantics: the loss of the concatenated global batch in one process. E
 against all gathered columns; after the gradient averaging of data-parallel training the result equals the reference.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +68,58 @@ def all_reduce_with_grad(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         return x
     total: Tensor = _AllReduce.apply(x)
     return total
+
+
+def row_weight(counts: list[int]) -> float:
+    """What the sum over local rows is multiplied by, so that the mean over processes is the mean over all rows.
+
+    With equal counts this is one over the local count: the ordinary mean.
+    """
+    return len(counts) / max(sum(counts), 1)
+
+
+class Ring:
+    """Pass blocks of rows from rank to rank until every process has seen every block, its own first.
+
+    While a block is worked on, the next one is already on its way. A passenger travels with its block, is changed on
+    the way through :attr:`passenger`, and stands at home again when the iteration ends. In one process the own block
+    is all there is.
+
+    Args:
+        blocks: Tensors of equal first dimension that travel together; the dimension may differ between processes.
+        passenger: Accumulator of this process's block.
+    """
+
+    def __init__(self, blocks: Sequence[Tensor], passenger: Tensor | None = None) -> None:
+        self.blocks = [block.detach().contiguous() for block in blocks]
+        self.passenger = passenger
+        self.counts = sizes(len(self.blocks[0]), self.blocks[0].device)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        """The blocks, rank after rank."""
+        world = len(self.counts)
+        rank = dist.get_rank() if world > 1 else 0
+        for step in range(world):
+            coming = self.counts[(rank - step - 1) % world]
+            last = step == world - 1
+            arriving, waiting = ([], []) if last else _pass_on(self.blocks, coming, rank)
+            yield self.blocks
+            for work in waiting:
+                work.wait()
+            self.blocks = arriving or self.blocks
+            if self.passenger is not None and world > 1:
+                (self.passenger,), waiting = _pass_on([self.passenger], coming, rank)
+                for work in waiting:
+                    work.wait()
+
+
+def _pass_on(blocks: list[Tensor], coming: int, rank: int) -> tuple[list[Tensor], list[dist.Work]]:
+    """Start sending to the next rank and receiving ``coming`` rows from the one before."""
+    world = dist.get_world_size()
+    arriving = [block.new_empty((coming, *block.shape[1:])) for block in blocks]
+    operations = [dist.P2POp(dist.isend, block, (rank + 1) % world) for block in blocks]
+    operations += [dist.P2POp(dist.irecv, block, (rank - 1) % world) for block in arriving]
+    return arriving, dist.batch_isend_irecv(operations)
 
 
 def _all_gather(x: Tensor, counts: list[int]) -> Tensor:

@@ -25,8 +25,8 @@ TILE = 1024
 KEPT = 4
 """Tiles of exponentials kept from forward to backward, so that small batches are multiplied once, not twice."""
 
-_SAFE_EXPONENT = 80.0
-"""exp(-80) is a normal float32 number, exp(-88) is not."""
+_SAFE_EXPONENT = 40.0
+"""Where no similarity is larger, neither exponentials nor their sums nor products of two can leave float32's range."""
 
 _EPSILON = 1e-12
 
@@ -123,9 +123,9 @@ class Settings:
     normalise: bool = False
     paired: bool = False
 
-    def bound(self, scale: Tensor) -> float:
-        """Largest magnitude a similarity can have."""
-        return float(scale.detach().abs()) if self.unit_rows or self.normalise else float("inf")
+    def safe(self, scale: Tensor) -> bool:
+        """Whether exponentials of similarities cannot overflow, so that no maximum has to be searched."""
+        return (self.unit_rows or self.normalise) and float(scale.detach().abs()) <= _SAFE_EXPONENT
 
 
 def pair_terms(
@@ -165,8 +165,8 @@ def ring_logsumexp(
 ) -> Float[Tensor, " n"]:
     """Log-sum-exp of this process's queries over the keys of all processes, which travel from rank to rank.
 
-    No process ever holds more than two blocks of keys. In backward the blocks travel once more, and the gradient of each
-    block travels with it until it is home. In one process this is :func:`pair_logsumexp`.
+    No process ever holds more than two blocks of keys. In backward the blocks travel once more, and the gradient of
+    each block travels with it until it is home. In one process this is :func:`pair_logsumexp`.
 
     Args:
         query: This process's queries, of norm at most one.
@@ -201,55 +201,58 @@ def _blocks(count: int, other: int, tile: int | None) -> list[slice]:
 class _Operand:
     """Rows that are normalised, scaled and rounded block by block, when they are multiplied."""
 
-    def __init__(self, x: Tensor, settings: Settings) -> None:
+    def __init__(self, x: Tensor, settings: Settings, inverse: Tensor | None = None) -> None:
         self.x = x
         self.dtype = torch.bfloat16 if settings.precision == "bf16" else x.dtype
-        self.inverse = _inverse_norms(x) if settings.normalise else None
+        self.inverse = _inverse_norms(x) if settings.normalise and inverse is None else inverse
+        # A small batch is normalised once; of a large one no second copy is made.
+        self.whole = x * self.inverse[:, None] if self.inverse is not None and len(x) <= TILE else None
 
     def block(self, rows: slice, scale: Tensor | None = None) -> Tensor:
+        """Unit rows, scaled, in the dtype of the products."""
         return self.unit(rows, scale).to(self.dtype)
 
     def unit(self, rows: slice, scale: Tensor | None = None) -> Tensor:
-        x = self.x[rows]
-        factor = None if self.inverse is None else self.inverse[rows, None]
-        if scale is not None:
-            factor = scale if factor is None else factor * scale
-        return x if factor is None else x * factor
+        """Unit rows, scaled."""
+        if self.whole is not None or self.inverse is None:
+            x = (self.x if self.whole is None else self.whole)[rows]
+            return x if scale is None else x * scale
+        factor = self.inverse[rows, None]
+        return self.x[rows] * (factor if scale is None else factor * scale)
 
 
 def _inverse_norms(x: Tensor) -> Tensor:
-    norms = torch.linalg.vector_norm(x, dim=1)
-    return torch.where(norms > _EPSILON, 1 / norms, 0.0)
+    inverse = torch.linalg.vector_norm(x, dim=1).reciprocal_()
+    return inverse.masked_fill_(inverse > 1 / _EPSILON, 0.0)
 
 
 class _Running:
-    """Log-sum-exp that grows block by block.
+    """Log-sum-exp that grows block by block, around the running maximum where sums of exponentials could overflow."""
 
-    Where a bound on every similarity is known and small, the shift is that bound and no maximum is searched; else the
-    shift is the running maximum.
-    """
-
-    def __init__(self, like: Tensor, count: int, bound: float) -> None:
-        self.bound, self.fixed = bound, _is_fixed(bound)
-        self.shift = like.new_full((count,), bound if self.fixed else float("-inf"))
+    def __init__(self, like: Tensor, count: int, safe: bool) -> None:
+        self.safe = safe
         self.total = like.new_zeros(count)
+        self.shift = self.total if self.safe else like.new_full((count,), float("-inf"))
 
     def add(self, block: slice, s: Tensor, dim: int, scratch: Tensor | None = None) -> None:
         """Add the exponentials of ``s`` along ``dim`` to the rows in ``block``; ``scratch`` may be overwritten."""
         old = self.shift[block]
         new = torch.maximum(old, s.amax(dim))
-        safe = new.masked_fill(new == float("-inf"), 0.0)  # nothing but excluded pairs so far
-        e = torch.sub(s, safe.unsqueeze(dim), out=scratch).exp_()
-        self.total[block] = self.total[block] * (old - safe).exp() + e.sum(dim)
+        finite = new.masked_fill(new == float("-inf"), 0.0)  # nothing but excluded pairs so far
+        e = torch.sub(s, finite.unsqueeze(dim), out=scratch).exp_()
+        self.total[block] = self.total[block] * (old - finite).exp() + e.sum(dim)
         self.shift[block] = new
 
+    def add_exponentials(self, block: slice, e: Tensor, dim: int) -> None:
+        """The same for exponentials, where they are safe."""
+        self.total[block] += e.sum(dim, dtype=self.total.dtype)
+
     def result(self) -> Tensor:
+        """Minus infinity where nothing was added."""
+        if self.safe:
+            return self.total.log()
         shift = self.shift.masked_fill(self.shift == float("-inf"), 0.0)
         return self.total.log() + shift
-
-
-def _is_fixed(bound: float) -> bool:
-    return 2 * bound <= _SAFE_EXPONENT
 
 
 @dataclasses.dataclass
@@ -261,7 +264,7 @@ class _Tiles:
     scale: Tensor
     ids: tuple[Tensor | None, Tensor | None]
     tile: int | None
-    bound: float
+    safe: bool
     same: bool = False
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -274,35 +277,32 @@ class _Tiles:
                 yield a, b, rows
 
     def similarities(self, a: slice, b: slice, rows: Tensor) -> Tensor:
-        """One tile, minus infinity at excluded pairs."""
-        s = similarities(rows, self.right.block(b)).to(self.left.x.dtype)
+        """One tile in the dtype of the products, minus infinity at excluded pairs."""
+        s = similarities(rows, self.right.block(b))
         if self.same and a == b:
             s.fill_diagonal_(float("-inf"))
         if self.ids[0] is not None and self.ids[1] is not None:
             s.masked_fill_(self.ids[0][a, None] == self.ids[1][None, b], float("-inf"))
         return s
 
-    def exponentials(self, a: slice, b: slice, rows: Tensor) -> Tensor:
-        """One tile of ``exp(s - bound)``: one exponential for row and column statistics and for both gradients."""
-        return self.similarities(a, b, rows).sub_(self.bound).exp_()
-
 
 def _forward(tiles: _Tiles, rows: _Running, columns: _Running | None, keep: bool) -> list[Tensor]:
     """Add all tiles to the running sums; returns the exponentials of the first ones."""
     kept: list[Tensor] = []
     for a, b, block in tiles:
-        both = columns is not None and not (tiles.same and a == b)
-        if rows.fixed:
-            e = tiles.exponentials(a, b, block)
-            rows.total[a] += e.sum(1)
-            if both and columns is not None:
-                columns.total[b] += e.sum(0)
+        both = None if tiles.same and a == b else columns
+        s = tiles.similarities(a, b, block)
+        if tiles.safe:  # one exponential serves the statistics of rows and columns
+            e = s.exp_()
+            rows.add_exponentials(a, e, 1)
+            if both is not None:
+                both.add_exponentials(b, e, 0)
             if keep and len(kept) < KEPT and e.numel() <= TILE * TILE:
                 kept.append(e)
             continue
-        s = tiles.similarities(a, b, block)
-        if both and columns is not None:
-            columns.add(b, s, 0)
+        s = s.to(rows.total.dtype)
+        if both is not None:
+            both.add(b, s, 0)
         rows.add(a, s, 1, scratch=s)
     return kept
 
@@ -316,25 +316,31 @@ def _backward(
     grad_right: Tensor | None,
 ) -> None:
     """Add ``d lse / d (left, right)`` before scaling, given (log-sum-exp, upstream gradient) of rows and columns."""
-    fixed = _is_fixed(tiles.bound)
-    if fixed:
+    left, right = tiles.left, tiles.right
+    if tiles.safe:
         # exp(s_ij - lse_i) g_i + exp(s_ij - lse_j) g_j is one exponential times c_i + c_j.
-        row_factor = (tiles.bound - rows[0]).exp() * rows[1]
-        column_factor = None if columns is None else (tiles.bound - columns[0]).exp() * columns[1]
+        row_factor = (rows[0].neg().exp_() * rows[1]).to(left.dtype)
+        column_factor = None if columns is None else (columns[0].neg().exp_() * columns[1]).to(left.dtype)
+    scratch = left.x.new_empty(0, dtype=left.dtype)
     for index, (a, b, block) in enumerate(tiles):
-        if fixed:
-            factor = row_factor[a, None] if column_factor is None else row_factor[a, None] + column_factor[None, b]
-            w = kept[index] * factor if index < len(kept) else tiles.exponentials(a, b, block).mul_(factor)
+        if tiles.safe:
+            e = kept[index] if index < len(kept) else tiles.similarities(a, b, block).exp_()
+            scratch = scratch if scratch.numel() >= e.numel() else torch.empty_like(e).flatten()
+            w = scratch[: e.numel()].view_as(e)
+            if column_factor is None:
+                torch.mul(e, row_factor[a, None], out=w)
+            else:
+                torch.add(row_factor[a, None], column_factor[None, b], out=w)
+                w *= e
         else:
-            s = tiles.similarities(a, b, block)
+            s = tiles.similarities(a, b, block).to(left.x.dtype)
             extra = None if columns is None else (s - columns[0][None, b]).exp_().mul_(columns[1][None, b])
             w = s.sub_(rows[0][a, None]).exp_().mul_(rows[1][a, None])
-            w = w if extra is None else w.add_(extra)
-        w = w.to(tiles.left.dtype)
+            w = (w if extra is None else w.add_(extra)).to(left.dtype)
         if grad_left is not None:
-            grad_left[a] += weighted_sum(w, tiles.right.block(b))
+            grad_left[a] += weighted_sum(w, right.block(b))
         if grad_right is not None and not (tiles.same and a == b):
-            grad_right[b] += transposed_weighted_sum(w, tiles.left.block(a))
+            grad_right[b] += transposed_weighted_sum(w, left.block(a))
 
 
 def _for_backward(lse: Tensor) -> Tensor:
@@ -343,7 +349,7 @@ def _for_backward(lse: Tensor) -> Tensor:
 
 
 def _finish(grad: Tensor, operand: _Operand, scale: Tensor) -> Tensor:
-    """Gradient of the rows as they came, in place, from that of the unit rows before scaling; returns ``<row, grad>``."""
+    """Turn the gradient of unit rows before scaling, in place, into that of the rows; returns ``<unit rows, grad>``."""
     along = torch.empty_like(grad[:, 0])
     for rows in _blocks(len(grad), TILE * TILE, None):
         unit = operand.unit(rows)
@@ -392,30 +398,30 @@ class _PairTerms(torch.autograd.Function):
         key_ids: Tensor | None,
         settings: Settings,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        bound = settings.bound(scale)
+        safe = settings.safe(scale)
         left, right = _Operand(query, settings), _Operand(key, settings)
-        rows = _Running(query, len(query), bound)
-        columns = _Running(key, len(key), bound) if settings.columns else None
-        tiles = _Tiles(left, right, scale, (query_ids, key_ids), settings.tile, bound)
+        rows = _Running(query, len(query), safe)
+        columns = _Running(key, len(key), safe) if settings.columns else None
+        tiles = _Tiles(left, right, scale, (query_ids, key_ids), settings.tile, safe)
         ctx.kept = _forward(tiles, rows, columns, any(ctx.needs_input_grad))
         row_lse = rows.result()
         column_lse = query.new_empty(0) if columns is None else columns.result()
-        ctx.save_for_backward(query, key, scale, row_lse, column_lse, query_ids, key_ids)
-        ctx.settings, ctx.bound = settings, bound
+        ctx.save_for_backward(query, key, scale, row_lse, column_lse, query_ids, key_ids, left.inverse, right.inverse)
+        ctx.settings, ctx.safe = settings, safe
         paired = _paired(left, right, scale, 0) if settings.paired else query.new_empty(0)
         return row_lse, column_lse, paired
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_paired: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, scale, row_lse, column_lse, query_ids, key_ids = ctx.saved_tensors
+        query, key, scale, row_lse, column_lse, query_ids, key_ids, *inverse = ctx.saved_tensors
         settings = ctx.settings
         with torch.autocast(query.device.type, enabled=False):
-            left, right = _Operand(query, settings), _Operand(key, settings)
+            left, right = _Operand(query, settings, inverse[0]), _Operand(key, settings, inverse[1])
             grad_query = torch.zeros_like(query) if ctx.needs_input_grad[0] or ctx.needs_input_grad[2] else None
             grad_key = torch.zeros_like(key) if ctx.needs_input_grad[1] else None
             _backward(
-                _Tiles(left, right, scale, (query_ids, key_ids), settings.tile, ctx.bound),
+                _Tiles(left, right, scale, (query_ids, key_ids), settings.tile, ctx.safe),
                 ctx.kept,
                 (_for_backward(row_lse), grad_rows),
                 (_for_backward(column_lse), grad_columns) if settings.columns else None,
@@ -433,28 +439,26 @@ class _PairTerms(torch.autograd.Function):
 
 class _SelfTerms(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, ids: Tensor | None, settings: Settings
-    ) -> tuple[Tensor, Tensor]:
-        bound = settings.bound(scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, ids: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor]:
+        safe = settings.safe(scale)
         operand = _Operand(x, settings)
-        rows = _Running(x, len(x), bound)
-        tiles = _Tiles(operand, operand, scale, (ids, ids), settings.tile, bound, same=True)
+        rows = _Running(x, len(x), safe)
+        tiles = _Tiles(operand, operand, scale, (ids, ids), settings.tile, safe, same=True)
         ctx.kept = _forward(tiles, rows, rows, any(ctx.needs_input_grad))
         lse = rows.result()
-        ctx.save_for_backward(x, scale, lse, ids)
-        ctx.settings, ctx.bound = settings, bound
+        ctx.save_for_backward(x, scale, lse, ids, operand.inverse)
+        ctx.settings, ctx.safe = settings, safe
         paired = _paired(operand, operand, scale, len(x) // 2) if settings.paired else x.new_empty(0)
         return lse, paired
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_paired: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, lse, ids = ctx.saved_tensors
+        x, scale, lse, ids, inverse = ctx.saved_tensors
         settings = ctx.settings
         with torch.autocast(x.device.type, enabled=False):
-            operand, grad_x = _Operand(x, settings), torch.zeros_like(x)
-            tiles = _Tiles(operand, operand, scale, (ids, ids), settings.tile, ctx.bound, same=True)
+            operand, grad_x = _Operand(x, settings, inverse), torch.zeros_like(x)
+            tiles = _Tiles(operand, operand, scale, (ids, ids), settings.tile, ctx.safe, same=True)
             statistics = (_for_backward(lse), grad)
             _backward(tiles, ctx.kept, statistics, statistics, grad_x, grad_x)
             if settings.paired:
@@ -474,15 +478,15 @@ class _RingLogSumExp(torch.autograd.Function):
         key_ids: Tensor | None,
         settings: Settings,
     ) -> Tensor:
-        bound = settings.bound(scale)
-        left, rows = _Operand(query, settings), _Running(query, len(query), bound)
+        safe = settings.safe(scale)
+        left, rows = _Operand(query, settings), _Running(query, len(query), safe)
         ring = Ring([key] if key_ids is None else [key, key_ids])
         for block, *ids in ring:
             pair = (query_ids, ids[0]) if ids else (None, None)
-            _forward(_Tiles(left, _Operand(block, settings), scale, pair, settings.tile, bound), rows, None, keep=False)
+            _forward(_Tiles(left, _Operand(block, settings), scale, pair, settings.tile, safe), rows, None, keep=False)
         lse = rows.result()
         ctx.save_for_backward(query, key, scale, lse, query_ids, key_ids)
-        ctx.settings, ctx.bound = settings, bound
+        ctx.settings, ctx.safe = settings, safe
         return lse
 
     @staticmethod
@@ -495,7 +499,7 @@ class _RingLogSumExp(torch.autograd.Function):
             ring = Ring([key] if key_ids is None else [key, key_ids], passenger=torch.zeros_like(key))
             for block, *ids in ring:
                 pair = (query_ids, ids[0]) if ids else (None, None)
-                tiles = _Tiles(left, _Operand(block, settings), scale, pair, settings.tile, ctx.bound)
+                tiles = _Tiles(left, _Operand(block, settings), scale, pair, settings.tile, ctx.safe)
                 _backward(tiles, [], (_for_backward(lse), grad), None, grad_query, ring.passenger)
             grad_scale = _finish(grad_query, left, scale)
             grad_key = ring.passenger * scale

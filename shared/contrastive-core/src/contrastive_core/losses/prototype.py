@@ -1,0 +1,68 @@
+"""Rows against class or cluster prototypes."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from contrastive_core.losses.rows import (
+    Reduction,
+    Temperature,
+    check_labels,
+    full_precision,
+    inverse_temperature,
+    normalise,
+    reduce_valid,
+)
+from contrastive_core.losses.similarity import Precision, pair_logsumexp
+
+
+def proto_nce(
+    embeddings: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    prototypes: Float[Tensor, "k d"],
+    *,
+    temperature: Temperature | Float[Tensor, " k"] = 0.1,
+    gather: bool = False,
+    tile: int | None = None,
+    precision: Precision = "exact",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, " n"]:
+    """InfoNCE against prototypes (ProtoNCE; Li et al., 2021, eq. 11; class prototypes): ``-log softmax_y(z . c / T)``.
+
+    Several clusterings, as ProtoNCE has them, are the mean of several calls.
+
+    Args:
+        embeddings: One row per item, any norm.
+        labels: Prototype of every row; a row with a negative label belongs to none and is left out.
+        prototypes: One row per class or cluster, any norm; a moving average has no gradient, a parameter has.
+        temperature: Positive number, a tensor that learns, or one concentration per prototype.
+        gather: Weigh this process's rows by its share of the labelled rows of all processes.
+        tile: Side of the similarity tiles, chosen from the problem when absent.
+        precision: ``exact``, or ``bf16`` tiles with float32 sums.
+        reduction: ``mean`` over labelled rows (0 if there is none), or ``none`` (0 at rows left out).
+
+    Raises:
+        ValueError: The shapes do not agree, a label is too large, or the temperature is not positive.
+
+    Example:
+        >>> import torch
+        >>> from contrastive_core.losses import proto_nce
+        >>> z = torch.eye(3)
+        >>> round(float(proto_nce(z, torch.tensor([0, 1, -1]), z, temperature=1.0)), 4)  # log(1 + 2 / e)
+        0.5514
+    """
+    check_labels(embeddings, labels)
+    if len(prototypes) == 0 or prototypes.shape[1] != embeddings.shape[1]:
+        raise ValueError(f"expected prototypes [k {embeddings.shape[1]}], got {tuple(prototypes.shape)}")
+    if int(labels.max()) >= len(prototypes):
+        raise ValueError(f"label {int(labels.max())} has no prototype among {len(prototypes)}")
+    x, centres = normalise(embeddings), normalise(prototypes)
+    unit_rows = True
+    if isinstance(temperature, Tensor) and temperature.ndim == 1:
+        if len(temperature) != len(prototypes) or not bool((temperature.detach() > 0).all()):
+            raise ValueError(f"expected {len(prototypes)} positive temperatures, got {tuple(temperature.shape)}")
+        centres, scale, unit_rows = centres / full_precision(temperature)[:, None], x.new_ones(()), False
+    else:
+        scale = inverse_temperature(temperature, embeddings)
+    normaliser, _ = pair_logsumexp(x, centres, scale, tile=tile, precision=precision, unit_rows=unit_rows)
+    positive = (x * centres[labels.clamp(min=0)]).sum(1) * scale
+    return reduce_valid(normaliser - positive, labels >= 0, reduction, gather)
