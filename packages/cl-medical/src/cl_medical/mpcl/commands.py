@@ -22,7 +22,7 @@ from cl_medical.mpcl.model import NetworkConfig
 from cl_medical.mpcl.pictures import histogram_figure, slices_figure
 from cl_medical.mpcl.predict import Segmentation, Segmenter
 from cl_medical.mpcl.system import Method, MethodOptions, OptimSettings, Preset, resolve_method
-from cl_medical.mpcl.training import Select, StepSettings, evaluate_cases, tracked, train_cases
+from cl_medical.mpcl.training import Select, StepSettings, evaluate_cases, load_split, tracked, train_volumes
 from cl_medical.volumes.cases import CaseSet, Split, find_volumes, make_split, read_cases
 from cl_medical.volumes.metrics import summarise
 from cl_medical.volumes.prepare import Task, prepare_cases
@@ -136,11 +136,14 @@ def train(
         "optim": dataclasses.asdict(optim),
         **dataclasses.asdict(train),
     }
+    if (out / "config.yaml").is_file() and not (resume or overwrite):
+        RunFolder.create(out, config)  # refuses, before minutes go into reading
+    # All volumes are read before the folder is made: a bad case leaves nothing behind.
+    parts = load_split(cases, split, plan, settings, select=select, cache=steps.cache)
     with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
-        segmenter = train_cases(
-            cases, split, plan, run=run, network=network, method=settings, steps=steps, optim=optim, train=train,
-            select=select,
-        )  # fmt: skip
+        segmenter = train_volumes(
+            *parts, plan, run=run, network=network, method=settings, steps=steps, optim=optim, train=train
+        )
         segmenter.save(run, {"method": method, "preset": preset})
         judged = split.validation or split.labelled
         rows = evaluate_cases(segmenter, [cases.cases[name] for name in judged])

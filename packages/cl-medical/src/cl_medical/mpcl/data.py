@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,15 @@ from cl_medical.volumes.reading import read_image, read_label, read_pair
 
 Augment = Literal["none", "flip", "flip-rotate"]
 Crop = Literal["random", "centre"]
-Volumes = Sequence[tuple[Tensor, Tensor | None]]
-"""Images ``[1 x y z]`` and label maps ``[x y z]`` on the network's grid."""
+
+
+@runtime_checkable
+class Volumes(Protocol):
+    """Images ``[1 x y z]`` and label maps ``[x y z]`` on the network's grid: a list, or a MONAI data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor | None]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,18 +181,45 @@ class LoadCase(Transform):
         return self.plan.load(data, labelled=self.labelled)
 
 
-def cached(cases: Sequence[Case], plan: DataPlan, *, labelled: bool, rate: float = 1.0) -> Volumes:
-    """Prepared volumes, a share of them kept in memory.
+class CachedVolumes:
+    """Prepared volumes of cases, a share of them kept in memory by MONAI's ``CacheDataset``.
 
     Args:
         cases: The cases.
         plan: How they are read.
         labelled: Whether their labels are read.
-        rate: Share kept in memory, the others are read again each time.
+        rate: Share kept in memory; the others are read again each time.
+
+    Raises:
+        InputError: A case cannot be used.
     """
-    load = LoadCase(plan, labelled=labelled)
-    # A MONAI data set is indexed like a sequence, though its type does not say so.
-    return cast(Volumes, CacheDataset(list(cases), load, cache_rate=rate, num_workers=1, progress=False))
+
+    def __init__(self, cases: Sequence[Case], plan: DataPlan, *, labelled: bool, rate: float = 1.0) -> None:
+        load = LoadCase(plan, labelled=labelled)
+        with _own_errors():
+            self._data = CacheDataset(list(cases), load, cache_rate=rate, num_workers=1, progress=False)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor | None]:
+        with _own_errors():
+            image, label = self._data[index]
+        return image, label
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """MONAI wraps what a transform raises; what the user can mend is raised as it was."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 class PatchPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -204,8 +239,8 @@ class PatchPairs(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __init__(
         self,
-        labelled: Sequence[tuple[Tensor, Tensor | None]],
-        unlabelled: Sequence[tuple[Tensor, Tensor | None]],
+        labelled: Volumes,
+        unlabelled: Volumes,
         length: int,
         plan: DataPlan,
         *,

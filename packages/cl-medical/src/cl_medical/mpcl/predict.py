@@ -1,7 +1,6 @@
 """From an image to its segmentation, and the prototypes of a trained network."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Float, Integer
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-from cl_medical.mpcl.data import DataPlan, foreground_crop
+from cl_medical.mpcl.data import DataPlan, Volumes, foreground_crop
 from cl_medical.mpcl.features import cosine_maps
 from cl_medical.mpcl.ihpg import Prototypes, PrototypeSettings, average, ihpg
 from cl_medical.mpcl.model import NetworkConfig, VNet, load_network
@@ -176,7 +175,7 @@ class Segmenter:
 
 @torch.no_grad()
 def labelled_prototypes(
-    network: VNet, cases: Sequence[tuple[Tensor, Tensor | None]], plan: DataPlan, settings: PrototypeSettings, seed: int
+    network: VNet, cases: Volumes, plan: DataPlan, settings: PrototypeSettings, seed: int
 ) -> Prototypes:
     """Prototypes of labelled cases, averaged over them after ordering by intensity.
 
@@ -190,7 +189,8 @@ def labelled_prototypes(
     network.eval()
     device = next(network.parameters()).device
     parts = []
-    for index, (image, label) in enumerate(cases):
+    for index in range(len(cases)):
+        image, label = cases[index]
         assert label is not None
         x, y = foreground_crop(image, label, plan.patch)
         x, y = x[None].to(device), y[None].to(device)

@@ -14,7 +14,7 @@ from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from cl_medical.mpcl.data import Crop, DataPlan, PatchPairs, Volumes, cached
+from cl_medical.mpcl.data import CachedVolumes, Crop, DataPlan, PatchPairs, Volumes
 from cl_medical.mpcl.model import NetworkConfig, VNet
 from cl_medical.mpcl.predict import CE_SCALE, Segmenter, labelled_prototypes, pick_device
 from cl_medical.mpcl.system import MethodSettings, OptimSettings, SegmentationSystem
@@ -53,35 +53,21 @@ class StepSettings:
             )
 
 
-def train_cases(
-    data: CaseSet,
-    split: Split,
-    plan: DataPlan,
-    *,
-    run: RunFolder,
-    network: NetworkConfig,
-    method: MethodSettings,
-    steps: StepSettings,
-    optim: OptimSettings,
-    train: TrainSettings,
-    select: Select = "validation",
-) -> Segmenter:
-    """Train a method on the cases of a split.
+def load_split(
+    data: CaseSet, split: Split, plan: DataPlan, method: MethodSettings, *, select: Select, cache: float = 1.0
+) -> tuple[Volumes, Volumes, Volumes]:
+    """Read the volumes a method trains with.
 
     Args:
         data: The cases.
         split: Which of them train, and which choose the checkpoint.
         plan: How they are read and cut.
-        run: Where logs and checkpoints go.
-        network: Architecture.
-        method: The method and its settings.
-        steps: Batches.
-        optim: Optimiser.
-        train: Length of the run, hardware.
+        method: The method; ``sup`` looks at no unlabelled case.
         select: Keep the weights that are best on validation (or test) cases, or the last.
+        cache: Share of the volumes kept in memory.
 
     Returns:
-        The segmenter, with prototypes of the labelled cases.
+        Labelled, unlabelled and judged volumes.
 
     Raises:
         InputError: A case cannot be used, or there are no unlabelled cases for a method that needs them.
@@ -93,23 +79,13 @@ def train_cases(
             why=f"all {len(split.labelled)} training cases are used with their labels",
             remedy="add images without label maps, lower --labelled, or use --method sup",
         )
+    unlabelled = split.unlabelled if method.uses_unlabelled else ()
+    judged = {"validation": split.validation, "test": split.test, "last": ()}[select]
 
     def volumes(names: Sequence[str], *, labelled: bool) -> Volumes:
-        return cached([data.cases[name] for name in names], plan, labelled=labelled, rate=steps.cache)
+        return CachedVolumes([data.cases[name] for name in names], plan, labelled=labelled, rate=cache)
 
-    judged = {"validation": split.validation, "test": split.test, "last": ()}[select]
-    return train_volumes(
-        volumes(split.labelled, labelled=True),
-        volumes(split.unlabelled, labelled=False) if method.uses_unlabelled else [],
-        volumes(judged, labelled=True),
-        plan,
-        run=run,
-        network=network,
-        method=method,
-        steps=steps,
-        optim=optim,
-        train=train,
-    )
+    return volumes(split.labelled, labelled=True), volumes(unlabelled, labelled=False), volumes(judged, labelled=True)
 
 
 def train_volumes(
@@ -125,7 +101,23 @@ def train_volumes(
     optim: OptimSettings,
     train: TrainSettings,
 ) -> Segmenter:
-    """As :func:`train_cases`, on volumes that are already on the network's grid."""
+    """Train a method.
+
+    Args:
+        labelled: Images and label maps on the network's grid.
+        unlabelled: Images.
+        validation: Volumes that choose the checkpoint; the last weights are kept if there are none.
+        plan: How volumes are cut.
+        run: Where logs and checkpoints go.
+        network: Architecture.
+        method: The method and its settings.
+        steps: Batches.
+        optim: Optimiser.
+        train: Length of the run, hardware.
+
+    Returns:
+        The segmenter, with prototypes of the labelled volumes.
+    """
     per_epoch = max(1, len(labelled) * steps.repeats // steps.batch_size)
     total = train.steps if train.steps is not None else train.epochs * per_epoch
     train = dataclasses.replace(train, steps=total)

@@ -1,0 +1,357 @@
+"""The verbs of ``cl-medical mpcl`` from end to end on tiny volumes, and what they refuse."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from cl_medical.cli import app
+from cl_medical.mpcl.data import DataOptions, DataPlan, PatchPairs
+from cl_medical.mpcl.predict import Segmenter
+from cl_medical.volumes import read_cases, read_image
+from contrastive_core.errors import InputError
+from safetensors.torch import load_file
+
+AFFINE = np.array([[-0.9, 0.3, 0.1, 40], [0.2, 1.4, -0.4, -30], [0.1, 0.2, 2.5, 7], [0, 0, 0, 1.0]])
+TINY = ["--network.width", "4", "--network.downsamplings", "2", "--patch", "16", "12", "16", "--stride", "8", "8", "8",
+        "--labelled", "2", "--no-progress", "--accelerator", "cpu", "--log-every", "1"]  # fmt: skip
+
+
+def save(path, array, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def ball(seed, shape=(18, 14, 16)):
+    """A bright ball with a dark core in a two-tone background."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"))
+    distance = np.linalg.norm(grid - (np.array(shape) / 2 + rng.uniform(-1.5, 1.5, 3))[:, None, None, None], axis=0)
+    label = (distance < 5).astype(np.uint8)
+    image = np.where(distance < 2, 0.3, np.where(distance < 5, 1.0, np.where(grid[0] < 8, 0.1, 0.5)))
+    return (image + rng.normal(0, 0.05, shape)).astype(np.float32), label
+
+
+def dataset(folder, count=9, unlabelled=3):
+    for index in range(count):
+        image, label = ball(index)
+        save(folder / "images" / f"case{index}.nii.gz", image)
+        if index < count - unlabelled:
+            save(folder / "labels" / f"case{index}.nii.gz", label)
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "ball"}}))
+    return folder
+
+
+def run(*words):
+    return app.run(["mpcl", *map(str, words)])
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    assert run(*words) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    return text
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("mpcl")
+    data = dataset(folder / "data")
+    words = ["train", data, folder / "run", *TINY, "--steps", 90, "--test", 2, "--validation", 1]
+    assert run(*words, "--validate-every", 20, "--augment", "flip", "--optim.lr", 0.005) == 0
+    return folder
+
+
+def test_training_learns_and_leaves_a_whole_run_folder(place):
+    names = {entry.name for entry in (place / "run").iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints", "model.safetensors", "results.json", "report.html"} <= names
+    results = json.loads((place / "run" / "results.json").read_text())
+    assert results["evaluation"]["validation"]["summary"]["dice"]["mean"] > 0.8
+    assert results["prototype_spread"]["background"] > 0.1
+    page = (place / "run" / "report.html").read_text()
+    assert page.count("data:image/png") == 5  # losses, spread, Dice, one case, its histogram
+    config = yaml.safe_load((place / "run" / "config.yaml").read_text())
+    split = config["split"]
+    assert [len(split[part]) for part in ("labelled", "unlabelled", "validation", "test")] == [2, 4, 1, 2]
+    checkpoint = torch.load(place / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert checkpoint["running_centers"].shape == (2, 3, 8)
+    assert any(name.startswith("teacher.") for name in checkpoint)
+    model = load_file(place / "run" / "model.safetensors")
+    assert model["prototypes.centers"].shape == (2, 3, 8)
+
+
+def test_evaluate_judges_the_runs_test_cases(place, tmp_path, capsys):
+    capsys.readouterr()
+    words = ["evaluate", place / "run", place / "data", "--json", "--out", tmp_path / "e.csv", "--device", "cpu"]
+    assert run(*words) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["cases"]) == 2
+    assert result["summary"]["dice"]["mean"] > 0.8
+    row = result["cases"][0]
+    assert row["hd95_mm"] != row["hd95_vox"]
+    assert {"jaccard", "asd_directed_mm", "assd_vox", "prototype_dice", "prototype_ce", "empty"} <= set(row)
+    assert len((tmp_path / "e.csv").read_text().splitlines()) == 3
+    assert "exists" in refused(capsys, *words)
+    assert run("evaluate", place / "run", place / "data", "--part", "all") == 0
+    assert "ball" in capsys.readouterr().out
+
+
+def test_predict_writes_in_the_space_of_the_input_and_survives_a_bad_volume(place, tmp_path, capsys):
+    inputs = tmp_path / "in"
+    image, label = ball(50, (20, 13, 15))
+    save(inputs / "good.nii.gz", image)
+    flipped = nib.as_closest_canonical(nib.load(inputs / "good.nii.gz"))
+    nib.save(flipped, inputs / "turned.nii.gz")
+    save(inputs / "zero.nii.gz", np.zeros((16, 16, 16), np.float32))
+    options = ["--probabilities", "--winners", "--prototype-map", "--device", "cpu"]
+    capsys.readouterr()
+    assert run("predict", place / "run", inputs, tmp_path / "out", *options) == 1
+    text = capsys.readouterr()
+    assert "2 of 3" in text.out
+    assert "zero.nii.gz: an image is constant" in text.err
+    found = nib.load(tmp_path / "out" / "good.nii.gz")
+    np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
+    values = np.asarray(found.dataobj)
+    assert values.dtype == np.uint8
+    assert 2 * (values & label).sum() / (values.sum() + label.sum()) > 0.75
+    # The same scan in another orientation has the same segmentation, in its own orientation.
+    turned = nib.as_closest_canonical(found)
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out" / "turned.nii.gz").dataobj), turned.dataobj)
+    probabilities = nib.load(tmp_path / "out" / "good_probabilities.nii.gz")
+    assert probabilities.shape == (20, 13, 15, 2)
+    np.testing.assert_allclose(probabilities.get_fdata().sum(3), 1, atol=1e-4)
+    winners = np.asarray(nib.load(tmp_path / "out" / "good_winners.nii.gz").dataobj)
+    near = np.asarray(nib.load(tmp_path / "out" / "good_prototypes.nii.gz").dataobj)
+    assert winners.min() >= 1
+    assert winners.max() <= 6
+    np.testing.assert_array_equal((winners - 1) // 3, near)
+    assert "exists" in refused(capsys, "predict", place / "run", inputs, tmp_path / "out")
+    single = refused(capsys, "predict", place / "run", inputs / "zero.nii.gz", tmp_path / "one")
+    assert "constant" in single
+    assert not (tmp_path / "one").exists()
+
+
+def test_resampled_prediction_comes_back_to_the_inputs_grid(place, tmp_path):
+    words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 2, "--spacing", 1.5, 1.5, 1.5]
+    assert run(*words, "--method", "sup") == 0
+    assert run("predict", tmp_path / "r", place / "data" / "images" / "case0.nii.gz", tmp_path / "o") == 0
+    found = nib.load(tmp_path / "o" / "case0.nii.gz")
+    assert found.shape == (18, 14, 16)
+    np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
+
+
+def test_prototypes_and_compare(place, tmp_path, capsys):
+    volume = place / "data" / "images" / "case0.nii.gz"
+    capsys.readouterr()
+    assert run("prototypes", place / "run", volume, "--out", tmp_path / "w.nii.gz", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["map value"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert sum(row["share here"] for row in rows) == pytest.approx(1)
+    assert rows[0]["intensity"] <= rows[1]["intensity"] <= rows[2]["intensity"]
+    assert nib.load(tmp_path / "w.nii.gz").shape == (18, 14, 16)
+    words = ["train", place / "data", tmp_path / "sup", *TINY, "--steps", 2, "--method", "sup", "--test", 2]
+    assert run(*words, "--validation", 1) == 0
+    for folder in (place / "run", tmp_path / "sup"):
+        assert run("evaluate", folder, place / "data") == 0
+    capsys.readouterr()
+    assert run("compare", place / "run", tmp_path / "sup", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["cases"] == 2
+    assert row["a - b"] == pytest.approx(row["mean a"] - row["mean b"])
+    assert 0 <= row["p"] <= 1
+    assert "unknown metric" in refused(capsys, "compare", place / "run", tmp_path / "sup", "--metric", "beauty")
+    assert "needs two" in refused(capsys, "compare", place / "run")
+
+
+@pytest.mark.parametrize("method", ["upcol", "mean-teacher", "ua-mt", "sup"])
+def test_baselines_share_everything_but_the_method(place, tmp_path, method):
+    words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 3, "--method", method, "--validate-every", 3]
+    assert run(*words) == 0
+    header = (tmp_path / "r" / "metrics.csv").read_text().splitlines()[0]
+    assert ("loss_consistency" in header) == (method in ("mean-teacher", "ua-mt"))
+    assert ("loss_pc_labelled" in header) == (method == "upcol")
+    assert "loss_contrast" not in header
+
+
+def test_published_preset_trains(place, tmp_path):
+    words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 3, "--preset", "paper-code"]
+    assert run(*words, "--select", "test", "--test", 2) == 0
+    assert "BEST ON TEST CASES" in (tmp_path / "r" / "report.html").read_text()
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert max(results["prototype_spread"].values()) < 0.01
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, monkeypatch):
+    from cl_medical.mpcl.system import SegmentationSystem
+
+    words = ["train", place / "data", tmp_path / "whole", *TINY, "--steps", 9, "--checkpoint-every", 4]
+    assert run(*words) == 0
+    real = SegmentationSystem.training_step
+
+    def broken(self, batch, index):
+        if self.global_step == 6:
+            raise MemoryError("killed")
+        return real(self, batch, index)
+
+    words[2] = tmp_path / "broken"
+    monkeypatch.setattr(SegmentationSystem, "training_step", broken)
+    with pytest.raises(MemoryError):
+        run(*words)
+    assert not (tmp_path / "broken" / "model.json").exists()
+    monkeypatch.setattr(SegmentationSystem, "training_step", real)
+    assert run(*words, "--resume") == 0
+    for name in ("whole", "broken"):
+        assert (tmp_path / name / "checkpoints" / "last.ckpt").exists()
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "broken")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    models = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_prepare_crops_resamples_and_splits(place, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    shutil.copytree(place / "data", raw)
+    (raw / "dataset.json").unlink()
+    words = ["prepare", raw, tmp_path / "la", "--task", "la", "--labelled", 2, "--test", 2, "--validation", 1]
+    assert run(*words) == 0
+    about = json.loads((tmp_path / "la" / "dataset.json").read_text())
+    assert about["settings"]["patch"] == [112, 112, 80]
+    data = read_cases(tmp_path / "la")
+    assert {part: len(names) for part, names in data.lists.items()} == {
+        "labelled": 2, "unlabelled": 4, "validation": 1, "test": 2,
+    }  # fmt: skip
+    assert data.classes == ("background", "left atrium")
+    original = nib.load(raw / "images" / "case0.nii.gz")
+    moved = nib.load(tmp_path / "la" / "images" / "case0.nii.gz")
+    assert nib.aff2axcodes(moved.affine) == ("R", "A", "S")
+    value = np.asarray(original.dataobj)[9, 7, 8]
+    where = np.argwhere(np.asarray(moved.dataobj) == value)[0]
+    np.testing.assert_allclose(moved.affine @ [*where, 1], original.affine @ [9, 7, 8, 1], atol=1e-3)
+    assert "not empty" in refused(capsys, *words)
+    assert "fewer labelled" in refused(capsys, *words[:2], tmp_path / "x", "--labelled", 20)
+    assert not (tmp_path / "x").exists()
+    assert run("train", tmp_path / "la", tmp_path / "r", *TINY, "--steps", 1) == 0
+
+
+def test_sample_data_are_simulated_volumes_with_labels(tmp_path, capsys):
+    assert run("sample-data", tmp_path / "s", "--cases", 3, "--unlabelled", 1) == 0
+    data = read_cases(tmp_path / "s")
+    assert data.classes == ("background", "grey matter", "white matter")
+    assert [case.label is None for case in data.cases.values()] == [False, False, True]
+    assert "Simulated" in (tmp_path / "s" / "dataset.json").read_text()
+    plan = DataPlan.resolve(DataOptions(), data, 8)
+    assert plan.patch == (32, 32, 32)
+    image, label = plan.load(data.cases["simulated_000"], labelled=True)
+    means = [float(image[0][label == value].mean()) for value in range(3)]
+    assert means == sorted(means)  # T1: background, grey, white
+    shares = torch.bincount(label.flatten(), minlength=3) / label.numel()
+    assert 0.05 < shares[2] < shares[1] < 0.4
+    first = read_image(data.cases["simulated_000"].image)
+    assert "already there" in refused(capsys, "sample-data", tmp_path / "s", "--cases", 3, "--unlabelled", 1)
+    assert run("sample-data", tmp_path / "s", "--cases", 1, "--unlabelled", 0, "--overwrite") == 0
+    assert torch.equal(read_image(data.cases["simulated_000"].image).as_tensor(), first.as_tensor())
+
+
+def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def changed(change):
+        folder = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(place / "data", folder)
+        change(folder)
+        return refused(capsys, "train", folder, out, *TINY, "--steps", 1, "--test", 0, "--validation", 0)
+
+    def relabel(array, affine=AFFINE):
+        return lambda folder: [save(folder / "labels" / f"case{i}.nii.gz", array, affine) for i in range(6)]
+
+    label = ball(0)[1]
+    assert "differ in shape" in changed(relabel(label[:-1]))
+    assert "no class" in changed(relabel(label * 2))
+    assert "differ in spacing" in changed(relabel(label, np.eye(4)))
+    nan = ball(0)[0]
+    nan[0, 0, 0] = np.nan
+    assert "NaN" in changed(lambda f: [save(f / "images" / f"case{i}.nii.gz", nan) for i in range(9)])
+    zero = np.zeros_like(nan)
+    assert "constant" in changed(lambda f: [save(f / "images" / f"case{i}.nii.gz", zero) for i in range(9)])
+    assert "no labelled case" in changed(lambda f: shutil.rmtree(f / "labels"))
+    assert "no image" in changed(lambda f: (f / "images" / "case1.nii.gz").unlink())
+    data = place / "data"
+    net = ["--network.width", 4, "--network.downsamplings", 2, "--labelled", 2]
+    assert "does not fit the network" in refused(capsys, "train", data, out, *net, "--patch", 16, 16, 6)
+    assert "does not fit the network" in refused(capsys, "train", data, out, *net, "--patch", 4, 4, 4)
+    assert "multiples of 16" in refused(capsys, "train", data, out, "--patch", 8, 16, 16)
+    assert "at least one prototype" in refused(capsys, "train", data, out, *TINY, "--k", 0)
+    assert "one prototype a class" in refused(capsys, "train", data, out, *TINY, "--k", 3, "--method", "upcol")
+    far = ["--patch", 16, 12, 16, "--stride", 99, 1, 1]
+    assert "between 1 and the patch" in refused(capsys, "train", data, out, *net, *far)
+    assert "fewer labelled" in refused(capsys, "train", data, out, *net[:4], "--labelled", 7, *far[:4])
+    assert "--ratio" in refused(capsys, "train", data, out, *TINY, "--ratio", 0)
+    assert "spacing" in refused(capsys, "train", data, out, *TINY, "--spacing", 1, 1, 0)
+    assert "missing" in refused(capsys, "train", tmp_path / "nothing", out, *TINY)
+    assert "already holds a run" in refused(capsys, "train", data, place / "run", *TINY)
+    assert "--device" in refused(capsys, "evaluate", place / "run", data, "--device", "warp")
+    assert "no finished run" in refused(capsys, "evaluate", tmp_path, data)
+    assert not out.exists()
+
+
+def test_a_method_that_needs_unlabelled_cases_says_so(tmp_path, capsys):
+    data = dataset(tmp_path / "d", count=2, unlabelled=0)
+    words = ["train", data, tmp_path / "o", *TINY, "--steps", 1, "--test", 0, "--validation", 0]
+    assert "needs unlabelled cases" in refused(capsys, *words)
+    assert run(*words, "--method", "sup", "--overwrite") == 0
+
+
+def test_truncated_volumes_are_named(place, tmp_path, capsys):
+    path = tmp_path / "cut.nii.gz"
+    whole = (place / "data" / "images" / "case0.nii.gz").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "cut.nii.gz" in refused(capsys, "predict", place / "run", path, tmp_path / "o")
+
+
+def test_patches_depend_on_seed_and_item_alone_and_visit_all_cases():
+    volumes = [(torch.full((1, 20, 20, 20), float(i)), torch.full((20, 20, 20), i)) for i in range(4)]
+    plan = DataPlan.from_dict(
+        {"patch": [8, 8, 8], "stride": [4, 4, 4], "augment": "flip-rotate", "classes": ["a", "b"],
+         "preprocessing": {"scaling": "none", "window": [0, 1], "spacing": None}, "merge_labels": False,
+         "largest_component": True}
+    )  # fmt: skip
+    pairs = PatchPairs(volumes, volumes, 8, plan, seed=1, ratio=2)
+    again = PatchPairs(volumes, volumes, 8, plan, seed=1, ratio=2)
+    for item in range(8):
+        assert all(torch.equal(a, b) for a, b in zip(pairs[item], again[item], strict=True))
+        image, label, other = pairs[item]
+        assert image.shape == (1, 8, 8, 8)
+        assert other.shape == (2, 1, 8, 8, 8)
+        assert (image[0] == label).all()
+    assert sorted(int(pairs[item][1][0, 0, 0]) for item in range(4)) == [0, 1, 2, 3]
+    seen = [int(patch.flatten()[0]) for item in range(2) for patch in pairs[item][2]]
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_corrupt_weights_are_refused(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "r")
+    path = tmp_path / "r" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(InputError, match="corrupt"):
+        Segmenter.load(tmp_path / "r")
+
+
+def test_help_needs_neither_torch_nor_monai():
+    code = (
+        "import sys; from cl_medical.cli import app; app.run(['--help']); app.run(['mpcl', '--help']); "
+        "assert not {'torch', 'monai', 'nibabel'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sample-data" in done.stdout
