@@ -1,4 +1,4 @@
-"""Contrastive representation learning for time series."""
+"""Foundations of contrastive learning: embeddings as distributions over readable factors."""
 
 from importlib.metadata import version
 
