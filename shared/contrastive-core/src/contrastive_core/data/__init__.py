@@ -1,5 +1,41 @@
-"""Getting data: checked downloads and safe archives."""
+"""Getting data and drawing from it: checked downloads, samplers, views, divisions.
 
-from contrastive_core.data.download import fetch, safe_extract
+Names are loaded when they are first used: importing the package does not import torch.
+"""
 
-__all__ = ["fetch", "safe_extract"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from contrastive_core.data.download import fetch as fetch
+from contrastive_core.data.download import safe_extract as safe_extract
+
+if TYPE_CHECKING:
+    from contrastive_core.data.partition import group_split as group_split
+    from contrastive_core.data.partition import partition_dirichlet as partition_dirichlet
+    from contrastive_core.data.partition import partition_shards as partition_shards
+    from contrastive_core.data.samplers import EpochSampler as EpochSampler
+    from contrastive_core.data.samplers import MPerClassSampler as MPerClassSampler
+    from contrastive_core.data.samplers import TwoStreamSampler as TwoStreamSampler
+    from contrastive_core.data.samplers import UniqueIdBatchSampler as UniqueIdBatchSampler
+    from contrastive_core.data.views import TwoView as TwoView
+    from contrastive_core.data.views import ViewDataset as ViewDataset
+    from contrastive_core.data.views import Views as Views
+
+_HOME = {
+    "partition": ("group_split", "partition_dirichlet", "partition_shards"),
+    "samplers": ("EpochSampler", "MPerClassSampler", "TwoStreamSampler", "UniqueIdBatchSampler"),
+    "views": ("TwoView", "ViewDataset", "Views"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(["fetch", "safe_extract", *_MODULE])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

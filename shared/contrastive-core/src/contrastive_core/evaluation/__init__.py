@@ -10,8 +10,24 @@ if TYPE_CHECKING:
     from contrastive_core.evaluation.calibration import IsotonicScaler as IsotonicScaler
     from contrastive_core.evaluation.calibration import TemperatureScaler as TemperatureScaler
     from contrastive_core.evaluation.calibration import expected_calibration_error as expected_calibration_error
+    from contrastive_core.evaluation.clustering import ClusteringScores as ClusteringScores
+    from contrastive_core.evaluation.clustering import cluster_accuracy as cluster_accuracy
+    from contrastive_core.evaluation.clustering import kmeans_scores as kmeans_scores
     from contrastive_core.evaluation.codes import hamming_distances as hamming_distances
     from contrastive_core.evaluation.codes import pack_codes as pack_codes
+    from contrastive_core.evaluation.geometry import PairGeometry as PairGeometry
+    from contrastive_core.evaluation.geometry import Spectrum as Spectrum
+    from contrastive_core.evaluation.geometry import alignment as alignment
+    from contrastive_core.evaluation.geometry import class_consistency as class_consistency
+    from contrastive_core.evaluation.geometry import effective_rank as effective_rank
+    from contrastive_core.evaluation.geometry import orthogonality as orthogonality
+    from contrastive_core.evaluation.geometry import purity_at as purity_at
+    from contrastive_core.evaluation.geometry import sparsity as sparsity
+    from contrastive_core.evaluation.geometry import uniformity as uniformity
+    from contrastive_core.evaluation.geometry import vendi_score as vendi_score
+    from contrastive_core.evaluation.neighbours import knn_probabilities as knn_probabilities
+    from contrastive_core.evaluation.outliers import OutlierScores as OutlierScores
+    from contrastive_core.evaluation.outliers import auroc_fpr95 as auroc_fpr95
     from contrastive_core.evaluation.probes import ProbeKind as ProbeKind
     from contrastive_core.evaluation.probes import ProbeResult as ProbeResult
     from contrastive_core.evaluation.probes import fit_probe as fit_probe
@@ -21,10 +37,48 @@ if TYPE_CHECKING:
     from contrastive_core.evaluation.retrieval import retrieval_scores as retrieval_scores
 
 _HOME = {
-    "calibration": ("IsotonicScaler", "TemperatureScaler", "expected_calibration_error"),
-    "codes": ("hamming_distances", "pack_codes"),
-    "probes": ("ProbeKind", "ProbeResult", "fit_probe", "probe"),
-    "retrieval": ("RetrievalRanking", "RetrievalScores", "retrieval_scores"),
+    "calibration": (
+        "IsotonicScaler",
+        "TemperatureScaler",
+        "expected_calibration_error",
+    ),
+    "clustering": (
+        "ClusteringScores",
+        "cluster_accuracy",
+        "kmeans_scores",
+    ),
+    "codes": (
+        "hamming_distances",
+        "pack_codes",
+    ),
+    "geometry": (
+        "PairGeometry",
+        "Spectrum",
+        "alignment",
+        "class_consistency",
+        "effective_rank",
+        "orthogonality",
+        "purity_at",
+        "sparsity",
+        "uniformity",
+        "vendi_score",
+    ),
+    "neighbours": ("knn_probabilities",),
+    "outliers": (
+        "OutlierScores",
+        "auroc_fpr95",
+    ),
+    "probes": (
+        "ProbeKind",
+        "ProbeResult",
+        "fit_probe",
+        "probe",
+    ),
+    "retrieval": (
+        "RetrievalRanking",
+        "RetrievalScores",
+        "retrieval_scores",
+    ),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
