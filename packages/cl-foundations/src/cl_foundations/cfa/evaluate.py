@@ -8,13 +8,14 @@ import numpy as np
 from contrastive_core.evaluation import (
     ProbeResult,
     TemperatureScaler,
+    auroc_fpr95,
     expected_calibration_error,
     fit_probe,
     probe,
     retrieval_scores,
 )
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 
 from cl_foundations.cfa.corruptions import CORRUPTIONS, SEVERITIES, corruption
 from cl_foundations.cfa.data import ImageSet
@@ -120,19 +121,22 @@ def error_detection(
     """
     mixed = bool(correct.any() and not correct.all())
     return {
-        name: {"auroc": auroc(values[~correct], values[correct]) if mixed else None, "aurc": aurc(values, correct)}
+        name: {
+            "auroc": auroc_fpr95(values[correct], values[~correct]).auroc if mixed else None,
+            "aurc": aurc(values, correct),
+        }
         for name, values in scores.items()
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """How well one score tells two sets of images apart.
+    """How well one score tells outside images from inside ones.
 
     Attributes:
-        auroc: Chance that an outside image is the more uncertain one.
+        auroc: Chance that an outside image is the more uncertain one, ties counting half.
         aupr: Average precision, outside images being the positives.
-        fpr95: Share of outside images accepted where 95 % of the inside ones are.
+        fpr95: Share of inside images flagged where 95 % of the outside ones are.
         inside: Mean score inside.
         outside: Mean score outside.
     """
@@ -148,23 +152,14 @@ def detection(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"])
     """Out-of-distribution detection by one score, higher meaning less certain.
 
     Raises:
-        ValueError: A set is empty.
+        ValueError: A set is empty, or a score is NaN.
 
     Example:
         >>> detection(np.array([0.0, 1.0]), np.array([2.0, 3.0])).auroc
         1.0
     """
-    from sklearn.metrics import average_precision_score
-
-    truth = np.repeat([0, 1], [len(inside), len(outside)])
-    limit = np.quantile(inside, 0.95, method="higher")
-    return Detection(
-        auroc=auroc(outside, inside),
-        aupr=float(average_precision_score(truth, np.concatenate([inside, outside]))),
-        fpr95=float((outside <= limit).mean()),
-        inside=float(inside.mean()),
-        outside=float(outside.mean()),
-    )
+    found = dataclasses.asdict(auroc_fpr95(inside, outside))
+    return Detection(**found, inside=float(inside.mean()), outside=float(outside.mean()))
 
 
 def corruption_table(
@@ -194,18 +189,6 @@ def corruption_table(
             rho = float(spearmanr(severities, values).statistic) if np.ptp(values) > 0 else 0.0
             trends.append({"corruption": kind, "score": name, "spearman": rho})
     return rows, trends
-
-
-def auroc(positive: Float[np.ndarray, " n"], negative: Float[np.ndarray, " m"]) -> float:
-    """Chance that a positive has the higher score, ties counting half.
-
-    Raises:
-        ValueError: One of the two is empty.
-    """
-    if not len(positive) or not len(negative):
-        raise ValueError("both sets of scores need an entry")
-    ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)].sum()
-    return float((ranks - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
 
 
 def aurc(uncertainty: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"]) -> float:

@@ -4,7 +4,9 @@ import dataclasses
 import warnings
 
 import numpy as np
+import torch
 from contrastive_core.errors import ContrastiveWarning
+from contrastive_core.evaluation import class_consistency, effective_rank, orthogonality, purity_at, sparsity
 from jaxtyping import Float, Int, Shaped
 
 
@@ -13,8 +15,9 @@ class FactorMetrics:
     """Readability of a set of factors.
 
     Attributes:
-        ccr: Class consistency with ε = 1e-5: among the images on which a factor is active, the share of the most
-            frequent class, averaged over factors with an active image. Active is ``|ẑ| > ε``, rows of unit length.
+        ccr: Class consistency with ε = 1e-5 (NCL; Wang et al., 2024): among the images on which a factor is active, the
+            share of the most frequent class, averaged over factors; NaN if none is active. Active is ``|ẑ| > ε`` in
+            rows of unit length.
         ccr_05: The same with ε = 0.05, for factors that are never exactly zero.
         purity: Share of the most frequent class among the images with the largest factor, averaged over factors.
         sparsity: Mean share of ``|ẑ| < 0.01`` in rows of unit length.
@@ -48,69 +51,22 @@ def factor_metrics(factors: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " 
             ContrastiveWarning,
             stacklevel=2,
         )
-    unit = unit_rows(factors)
+    z, y = torch.from_numpy(factors), torch.from_numpy(labels)
     return FactorMetrics(
-        ccr=class_consistency(unit, labels, 1e-5),
-        ccr_05=class_consistency(unit, labels, 0.05),
-        purity=float(purity(factors, labels, top).mean()),
-        sparsity=float((np.abs(unit) < 1e-2).mean()),
-        sparsity_raw=float((np.abs(factors) < 1e-2).mean()),
-        orthogonality=orthogonality(factors),
-        effective_rank=effective_rank(factors),
+        ccr=class_consistency(z, y, eps=1e-5),
+        ccr_05=class_consistency(z, y, eps=0.05),
+        purity=purity_at(z, y, n=min(top, len(z))),
+        sparsity=sparsity(z, normalize=True),
+        sparsity_raw=sparsity(z),
+        orthogonality=orthogonality(z),
+        effective_rank=effective_rank(z),
         active=int((factors.var(0) > 1e-2).sum()),
     )
-
-
-def class_consistency(unit: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], epsilon: float) -> float:
-    """Class consistency of factors (NCL; Wang et al., 2024, section 5): 0 if no factor is ever active.
-
-    Args:
-        unit: Factors, rows of unit length.
-        labels: Class indices.
-        epsilon: A factor is active where its size exceeds this.
-
-    Example:
-        >>> class_consistency(np.eye(2), np.array([0, 1]), 0.05)
-        1.0
-    """
-    active = np.abs(unit) > epsilon
-    counts = np.stack([active[labels == label].sum(0) for label in np.unique(labels)])
-    total = counts.sum(0)
-    used = total > 0
-    return float((counts.max(0)[used] / total[used]).mean()) if used.any() else 0.0
-
-
-def purity(factors: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], top: int) -> Float[np.ndarray, " k"]:
-    """Share of the most frequent class among the ``top`` images with the largest value of each factor."""
-    found = labels[top_images(factors, top)]
-    counts = np.stack([(found == label).sum(1) for label in np.unique(labels)])
-    return counts.max(0) / found.shape[1]
 
 
 def top_images(factors: Float[np.ndarray, "n k"], top: int) -> Int[np.ndarray, "k m"]:
     """Indices of the images with the largest value of each factor, largest first, ``m = min(top, n)``."""
     return np.argsort(-factors, axis=0, kind="stable")[:top].T
-
-
-def orthogonality(factors: Float[np.ndarray, "n k"]) -> float:
-    """Mean absolute cosine between different factors over the images; factors that are zero throughout are left out."""
-    norms = np.linalg.norm(factors, axis=0)
-    columns = factors[:, norms > 0] / norms[norms > 0]
-    k = columns.shape[1]
-    if k < 2:
-        return 0.0
-    gram = np.abs(columns.T @ columns)
-    return float((gram.sum() - np.trace(gram)) / (k * (k - 1)))
-
-
-def effective_rank(factors: Float[np.ndarray, "n k"]) -> float:
-    """Exponential of the entropy of the normalised singular values (Roy & Vetterli, 2007)."""
-    values = np.linalg.svd(factors.astype(np.float64), compute_uv=False)
-    total = values.sum()
-    if total == 0:
-        return 0.0
-    share = values[values > 0] / total
-    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def rank_factors(factors: Float[np.ndarray, "n k"]) -> Int[np.ndarray, " k"]:

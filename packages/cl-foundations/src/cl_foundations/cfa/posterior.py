@@ -23,8 +23,8 @@ class GammaPrior:
         rate: Rate β, positive.
     """
 
-    concentration: float = 1.0
-    rate: float = 1.0
+    concentration: float | int = 1.0
+    rate: float | int = 1.0
 
     def __post_init__(self) -> None:
         if not (0 < self.concentration < math.inf and 0 < self.rate < math.inf):
@@ -184,7 +184,7 @@ def kl_diag_normal(loc: Float[Tensor, "*s"], log_var: Float[Tensor, "*s"]) -> Fl
 
 
 def kl_weibull_gamma(
-    shape: Float[Tensor, "*s"], scale: Float[Tensor, "*s"], concentration: float = 1.0, rate: float = 1.0
+    shape: Float[Tensor, "*s"], scale: Float[Tensor, "*s"], concentration: float | int = 1.0, rate: float | int = 1.0
 ) -> Float[Tensor, "*s"]:
     """KL(Weibull(k, λ) ‖ Gamma(α, β)), element by element (Zhang et al., WHAI, ICLR 2018, eq. 6).
 

@@ -18,7 +18,6 @@ from cl_foundations.cfa.inference import Embeddings, embed
 from cl_foundations.cfa.interpret import (
     factor_metrics,
     majority_class,
-    purity,
     rank_factors,
     separating_factors,
     top_images,
@@ -96,9 +95,8 @@ def add_factors(report: Report, found: Embeddings, images: ImageSet, *, shown: i
     order = rank_factors(found.mean)
     titles = [f"factor {k}" for k in range(len(best))]
     if found.labels is not None:
-        shares = purity(found.mean, found.labels, top)
-        order = order[np.argsort(-shares[order], kind="stable")]
         classes = majority_class(found.labels[best], np.array(found.classes))
+        order = order[np.argsort([-classes[k][1] for k in order], kind="stable")]
         titles = [f"{k}: {name}, {share:.0%}" for k, (name, share) in enumerate(classes)]
     rows = [(titles[k], images.images(best[k].tolist())) for k in order[:shown].tolist()]
     report.figure(
@@ -178,9 +176,8 @@ def factor_rows(found: Embeddings, top: int) -> list[dict[str, Any]]:
     ]
     if found.labels is not None:
         best = majority_class(found.labels[top_images(mean, top)], np.array(found.classes))
-        shares = purity(mean, found.labels, top)
-        for row, (name, _), share in zip(rows, best, shares, strict=True):
-            row |= {"class": name, "purity": float(share)}
+        for row, (name, share) in zip(rows, best, strict=True):
+            row |= {"class": name, "purity": share}
     return rows
 
 

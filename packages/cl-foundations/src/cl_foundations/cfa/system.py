@@ -39,7 +39,7 @@ class ObjectiveSettings:
     supervised: bool = False
 
     def __post_init__(self) -> None:
-        def check(option: str, fine: bool, wanted: str, value: float) -> None:
+        def check(option: str, fine: bool, wanted: str, value: object) -> None:
             if not fine:
                 raise InputError(f"the option is {wanted}", where=option, why=f"got {value}")
 
