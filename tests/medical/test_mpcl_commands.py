@@ -181,6 +181,13 @@ def test_baselines_share_everything_but_the_method(place, tmp_path, method):
     assert "loss_contrast" not in header
 
 
+def test_half_precision_trains(place, tmp_path):
+    words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 3, "--precision", "bf16-mixed"]
+    assert run(*words) == 0
+    results = json.loads((tmp_path / "r" / "results.json").read_text())
+    assert results["prototype_spread"]["ball"] > 0.01
+
+
 def test_published_preset_trains(place, tmp_path):
     words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 3, "--preset", "paper-code"]
     assert run(*words, "--select", "test", "--test", 2) == 0

@@ -154,6 +154,15 @@ def test_dicom_slices_are_sorted_by_their_place(tmp_path, order):
     assert volume.meta["patient"] == "patient-7"
 
 
+def test_a_series_and_its_label_map_make_a_case(tmp_path):
+    series(tmp_path / "images" / "c0")
+    scan = read_image(tmp_path / "images" / "c0")
+    write_nifti(tmp_path / "labels" / "c0.nii.gz", (scan.numpy()[0] > 0).astype(np.uint8), scan)
+    (case,) = read_cases(tmp_path).cases.values()
+    x, y = read_pair(case.image, case.label, 2)
+    assert torch.equal(x.as_tensor() > 0, y.as_tensor() == 1)
+
+
 def test_broken_series_are_refused(tmp_path):
     series(tmp_path / "gap", skip=(2,))
     with pytest.raises(InputError, match="lacks slices"):

@@ -5,7 +5,6 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
-import torch
 from contrastive_core.errors import InputError
 from jaxtyping import Float
 from monai.networks.blocks.convolutions import Convolution
@@ -172,9 +171,3 @@ def load_network(state: dict[str, Tensor], config: NetworkConfig, classes: int, 
     except RuntimeError as error:
         raise InputError("the network's weights do not fit its description", why=str(error).splitlines()[-1]) from error
     return network.eval()
-
-
-def pad_to_multiple(x: Float[Tensor, "b i x y z"], divisor: int) -> Float[Tensor, "b i u v w"]:
-    """Pad the far sides with zeros until the network takes the volume whole."""
-    amounts = [(-side) % divisor for side in x.shape[2:]]
-    return torch.nn.functional.pad(x, [amount for last in reversed(amounts) for amount in (0, last)])

@@ -195,7 +195,7 @@ def labelled_prototypes(
         x, y = foreground_crop(image, label, plan.patch)
         x, y = x[None].to(device), y[None].to(device)
         draw = seeded_generator(seed, 5, index)
-        found = ihpg(network(x).features, x, y, len(plan.classes), settings, draw)
+        found = ihpg(network(x).features.float(), x, y, len(plan.classes), settings, draw)
         parts.append(Prototypes(*(getattr(found, f.name).cpu() for f in dataclasses.fields(found))))
     return average(parts)
 

@@ -223,7 +223,7 @@ class SegmentationSystem(L.LightningModule):
         image, label, unlabelled = batch[0], batch[1], batch[2].flatten(0, 1)
         draw = seeded_generator(self.seed, 4, self.global_step, batch_index)
         output = self.network(image)
-        parts = {"loss_sup": supervised_loss(output.heads, label)}
+        parts = {"loss_sup": supervised_loss(output.heads.float(), label)}
         weight = sigmoid_rampup(self.global_step, self.settings.ramp * self.total_steps)
         if self.settings.method in ("mpcl", "upcol"):
             parts |= self._prototype_terms(output.features, image, label, unlabelled, weight, draw)
@@ -240,28 +240,28 @@ class SegmentationSystem(L.LightningModule):
         """PSO and DKA: fusion, contrast, and the cross-entropies of the prototype classifier."""
         s, classes = self.settings, self.network.classes
         sort = s.match == "intensity"
-        ours = ihpg(x6, image, label, classes, s.prototypes, draw, sort=sort)
         with torch.no_grad():
             taught = self.teacher(unlabelled)
-            pseudo, trust = pseudo_labels(taught.logits, reliability=s.reliability)
-            theirs = ihpg(
-                taught.features, unlabelled, pseudo, classes, s.prototypes, draw, reliability=trust, sort=sort
-            )
-        fused, present = fuse(ours, theirs, weight, self.running(), masked=s.masked)
-        parts = {
-            "loss_pc_labelled": prototype_cross_entropy(x6, fused, present, label, scale=s.scale),
-            "loss_pc_unlabelled": weight
-            * prototype_cross_entropy(taught.features, fused, present, pseudo, scale=s.scale, weight=trust),
-        }
-        if s.method == "mpcl":
-            parts["loss_contrast"] = weight * prototype_contrast(
-                ours,
-                theirs,
-                temperature=s.temperature,
-                positives=s.positives,
-                self_negative=s.self_negative,
-                masked=s.masked,
-            )
+        # Norms and distances need float32, whatever precision the network runs in.
+        with torch.autocast(self.device.type, enabled=False):
+            mine, other = x6.float(), taught.features.float()
+            ours = ihpg(mine, image, label, classes, s.prototypes, draw, sort=sort)
+            with torch.no_grad():
+                pseudo, trust = pseudo_labels(taught.logits.float(), reliability=s.reliability)
+                theirs = ihpg(other, unlabelled, pseudo, classes, s.prototypes, draw, reliability=trust, sort=sort)
+            fused, present = fuse(ours, theirs, weight, self.running(), masked=s.masked)
+            known = prototype_cross_entropy(mine, fused, present, label, scale=s.scale)
+            guessed = prototype_cross_entropy(other, fused, present, pseudo, scale=s.scale, weight=trust)
+            parts = {"loss_pc_labelled": known, "loss_pc_unlabelled": weight * guessed}
+            if s.method == "mpcl":
+                parts["loss_contrast"] = weight * prototype_contrast(
+                    ours,
+                    theirs,
+                    temperature=s.temperature,
+                    positives=s.positives,
+                    self_negative=s.self_negative,
+                    masked=s.masked,
+                )
         self._remember(fused.detach(), present, ours, theirs)
         self._log_spread(ours)
         self.log("trust", trust.mean())

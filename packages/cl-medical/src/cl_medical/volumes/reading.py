@@ -1,7 +1,6 @@
 """Volumes from NIfTI files, DICOM series and HDF5 cases as MONAI ``MetaTensor``, and back to NIfTI."""
 
 import gzip
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -171,12 +170,6 @@ def write_nifti(path: Path | str, array: np.ndarray, reference: MetaTensor, *, s
                 _stream(image, packed, scale)
         else:
             _stream(image, file, scale)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, atomically."""
-    with atomic_write(target) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def _stream(image: Any, file: Any, scale: float | None) -> None:
