@@ -7,7 +7,6 @@ import lightning as L
 import torch
 from contrastive_core.errors import InputError
 from contrastive_core.training import seeded_generator, warmup_cosine
-from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from cl_foundations.cfa.model import FactorModel
@@ -122,8 +121,8 @@ class FactorSystem(L.LightningModule):
         self.seed = seed
         self.eta = DEFAULT_ETA[model.config.likelihood] if objective.eta is None else objective.eta
 
-    def training_step(self, batch: tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]], batch_index: int) -> Tensor:
-        """Loss of one batch of images."""
+    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
+        """Loss of one batch of images ``[b 3 h w]`` and their classes ``[b]``, -1 where they have none."""
         images, labels = batch
         # The micro-batch counts too: accumulated batches of one step must not share their views.
         draw = seeded_generator(self.seed, self.global_step, batch_index, self.global_rank)
