@@ -7,7 +7,10 @@ answer first.
 import pytest
 from jaxtyping import config, install_import_hook
 
-install_import_hook(["contrastive_core", "cl_foundations", "cl_medical", "cl_signals"], "beartype.beartype")
+install_import_hook(
+    ["contrastive_core", "cl_foundations", "cl_medical", "cl_signals"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int serves as a float
+)
 
 
 def pytest_configure(config):

@@ -5,16 +5,23 @@ import math
 import pytest
 import torch
 from contrastive_core.nn import (
+    AttentionPooling,
     EMATeacher,
     GaussianHead,
+    HashHead,
+    PrototypeHead,
+    Temperature,
     WeibullHead,
     entropy_reliability,
     fuse_prototypes,
     match_prototypes,
+    mlp_head,
     multi_prototype_logits,
+    rbf_kernel,
     sigmoid_rampup,
     sign_ste,
     soft_kmeans,
+    squared_distances,
 )
 from scipy.special import gamma
 from torch import nn
@@ -323,3 +330,132 @@ def test_the_sign_lets_the_gradient_through_near_zero():
     x = torch.tensor([-2.0, -0.5, 0.0, 0.5, 2.0], dtype=torch.double, requires_grad=True)
     assert sign_ste(x).tolist() == [-1, -1, 1, 1, 1]
     assert torch.autograd.grad(sign_ste(x).sum(), x)[0].tolist() == [0, 1, 1, 1, 0]
+
+
+class TestHeads:
+    def test_layers_are_what_the_options_say(self):
+        kinds = [type(layer).__name__ for layer in mlp_head([8, 16, 16, 4], last_norm="bn_noaffine")]
+        assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
+        head = mlp_head([8, 16, 4], hidden_norm="ln", act="gelu", last_norm="l2")
+        assert [type(layer).__name__ for layer in head] == ["Linear", "LayerNorm", "GELU", "Linear", "UnitRows"]
+        torch.testing.assert_close(head(torch.randn(5, 8)).norm(dim=1), torch.ones(5))
+        assert [type(layer).__name__ for layer in mlp_head([8, 4], hidden_norm="none")] == ["Linear"]
+
+    def test_biases_that_a_batch_norm_cancels_are_left_out(self):
+        plain, kept = mlp_head([8, 16, 4]), mlp_head([8, 16, 4], bias_before_norm=True, last_norm="bn")
+        assert plain[0].bias is None
+        assert plain[-1].bias is not None
+        assert kept[0].bias is not None
+        assert mlp_head([8, 4], last_norm="bn")[0].bias is None
+        assert mlp_head([8, 4], last_norm="bn_noaffine")[1].weight is None
+
+    @pytest.mark.unchecked
+    @pytest.mark.parametrize("wrong", [{"dims": [8]}, {"hidden_norm": "gn"}, {"act": "tanh"}, {"last_norm": "x"}])
+    def test_bad_options(self, wrong):
+        with pytest.raises(ValueError, match=r"widths|norm|act"):
+            mlp_head(**({"dims": [8, 4]} | wrong))
+
+    def test_prototype_head_gives_cosines_whatever_the_norms(self):
+        head = PrototypeHead(4, 6)
+        x = torch.randn(3, 4)
+        cosine = head(x)
+        with torch.no_grad():
+            head.weight.mul_(5)
+        torch.testing.assert_close(head(7 * x), cosine)
+        torch.testing.assert_close(cosine[:, 2], torch.cosine_similarity(x, head.weight[2:3]))
+
+    def test_hash_head_sharpens_towards_its_codes(self):
+        head = HashHead(8, 16, beta=(1, 100))
+        x = torch.randn(10, 8)
+        gaps = []
+        for progress in (0, 0.5, 1, 2):
+            head.set_progress(progress)
+            gaps.append(float((head(x) - head.codes(x)).abs().mean().detach()))
+        assert gaps[0] > gaps[1] > gaps[2] == gaps[3]
+        assert head.beta == 100
+        again = HashHead(8, 16)
+        again.load_state_dict(head.state_dict())
+        assert torch.equal(again(x), head(x))
+        ste = HashHead(8, 16, mode="ste")
+        assert torch.equal(ste(x), ste.codes(x))
+        ste(x).sum().backward()
+        assert ste.linear.weight.grad.abs().sum() > 0
+        with pytest.raises(ValueError, match="beta"):
+            HashHead(8, 16, beta=(0, 1))
+
+
+class TestPooling:
+    @pytest.mark.parametrize("gated", [True, False])
+    def test_masked_instances_do_not_matter_and_order_does_not(self, gated):
+        pool = AttentionPooling(4, gated=gated).double()
+        x = rand(2, 5, 4)
+        mask = torch.tensor([[True, True, True, False, False], [True] * 5])
+        pooled, weight = pool(x, mask)
+        torch.testing.assert_close(weight.sum(1), torch.ones(2).double(), atol=1e-6, rtol=0)
+        assert (weight[0, 3:] == 0).all()
+        torch.testing.assert_close(pooled[:1], pool(x[:1, :3])[0])
+        order = torch.tensor([4, 2, 0, 1, 3])
+        torch.testing.assert_close(pool(x[:, order], mask[:, order])[0], pooled)
+
+    def test_an_empty_bag_is_zero_and_finite(self):
+        x = torch.randn(1, 3, 4, requires_grad=True)
+        pooled, _ = AttentionPooling(4)(x, torch.zeros(1, 3, dtype=torch.bool))
+        pooled.sum().backward()
+        assert torch.equal(pooled, torch.zeros(1, 4))
+        assert torch.isfinite(x.grad).all()
+
+
+class TestTemperature:
+    def test_learnable_stays_in_its_bounds_and_comes_back(self):
+        temperature = Temperature(0.02, kind="learnable")
+        optimiser = torch.optim.SGD(temperature.parameters(), lr=1.0)
+        temperature().mul(1000).backward()
+        optimiser.step()
+        temperature.clamp_()
+        assert temperature().item() == pytest.approx(0.01)
+        optimiser.zero_grad()
+        (-temperature()).backward()
+        assert temperature.log_scale.grad != 0
+
+    def test_cosine_goes_between_the_bounds_and_resumes(self):
+        temperature = Temperature(0.1, kind="cosine", bounds=(0.1, 0.5), period=10)
+        values = []
+        for _ in range(11):
+            values.append(round(temperature().item(), 6))
+            temperature.advance()
+        assert (values[0], values[5], values[10]) == (0.1, 0.5, 0.1)
+        again = Temperature(0.1, kind="cosine", bounds=(0.1, 0.5), period=10)
+        again.load_state_dict(temperature.state_dict())
+        assert again() == temperature()
+        assert not list(again.parameters())
+
+    @pytest.mark.unchecked
+    @pytest.mark.parametrize("wrong", [{"value": 2.0}, {"kind": "x"}, {"kind": "cosine"}, {"period": 3}])
+    def test_bad_settings(self, wrong):
+        with pytest.raises(ValueError, match=r"needs|kind|period"):
+            Temperature(**wrong)
+
+
+class TestKernels:
+    def test_distances_far_from_the_origin(self):
+        x, y = rand(7, 3), rand(5, 3, seed=1)
+        far = squared_distances((x + 1000).float(), (y + 1000).float())
+        torch.testing.assert_close(far.double(), torch.cdist(x, y).square(), atol=2e-3, rtol=0)
+        assert squared_distances(x, x).diagonal().max() < 1e-12
+
+    @pytest.mark.parametrize("mode", ["median", "mean", "multi"])
+    def test_widths(self, mode):
+        x, y = rand(7, 3), rand(6, 3, seed=1)
+        distances = torch.pdist(torch.cat([x, y]))
+        width = distances.mean() if mode == "mean" else distances.median()
+        factors = (0.5, 1, 2) if mode == "multi" else (1,)
+        want = sum(torch.exp(-(torch.cdist(x, y) ** 2) / (2 * (f * width) ** 2)) for f in factors) / len(factors)
+        torch.testing.assert_close(rbf_kernel(x, y, sigma=mode), want)
+        assert torch.equal(rbf_kernel(x[:1], x[:1], sigma=mode), torch.ones(1, 1).double())
+
+    def test_gradient_at_equal_rows_is_zero(self):
+        x = torch.ones(3, 2, requires_grad=True)
+        rbf_kernel(x, torch.ones(2, 2), sigma=1).sum().backward()
+        assert torch.equal(x.grad, torch.zeros(3, 2))
+        with pytest.raises(ValueError, match="positive"):
+            rbf_kernel(x, x, sigma=0)

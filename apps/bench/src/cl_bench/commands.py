@@ -11,10 +11,17 @@ from contrastive_core.files import write_json
 from contrastive_core.report import Report
 from contrastive_core.training.run_folder import environment
 
-_CLAIMS = {"mantis": "CauKer pre-training against an untrained network, KernelSynth and raw series"}
+_CLAIMS = {
+    "mantis": "CauKer pre-training against an untrained network, KernelSynth and raw series",
+    "cfa": "factor recovery, interpretability and uncertainty of CFA and CNFA against SimCLR and NCL",
+    "mpcl": "prototypes from intensities against supervised-only, Mean Teacher and one prototype a class",
+}
 _SPEED = {
-    "core": "NT-Xent against the dense formula",
+    "core": "softmax losses against the dense formula, lightly, open_clip and pytorch-metric-learning",
+    "retrieval": "mean average precision over packed codes against torchmetrics",
     "mantis": "embedding against mantis-tsfm, Gaussian processes against scikit-learn",
+    "cfa": "a training step against plain SimCLR, the spectral loss against its dense form",
+    "mpcl": "a training step against the published dense algorithm",
 }
 
 

@@ -107,7 +107,11 @@ class Report:
         )
 
     def curve(
-        self, title: str, lines: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]], xlabel: str, ylabel: str
+        self,
+        title: str,
+        lines: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
+        xlabel: str,
+        ylabel: str,
     ) -> None:
         """Add line plots in one picture.
 

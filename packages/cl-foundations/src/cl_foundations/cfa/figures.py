@@ -31,7 +31,7 @@ def factor_grid(rows: Sequence[tuple[str, UInt8[Tensor, "m 3 h w"]]]) -> Figure:
 
 
 def histograms(groups: Mapping[str, Float[np.ndarray, " _"]], xlabel: str) -> Figure:
-    """Densities of several groups over common bins.
+    """Densities of several groups over common bins, the first one filled.
 
     Args:
         groups: Values by name.
@@ -43,11 +43,10 @@ def histograms(groups: Mapping[str, Float[np.ndarray, " _"]], xlabel: str) -> Fi
     bins = np.linspace(low, high if high > low else low + 1, 41).tolist()
     for index, (name, values) in enumerate(groups.items()):
         colour = PALETTE[index % len(PALETTE)]
-        weights = np.full(len(values), 1 / len(values))
-        axes.hist(np.clip(values, bins[0], bins[-1]), bins, weights=weights, alpha=0.25, color=colour)
-        axes.hist(
-            np.clip(values, bins[0], bins[-1]), bins, weights=weights, histtype="step", color=colour, label=name, lw=1.6
-        )
+        shown, weights = np.clip(values, bins[0], bins[-1]), np.full(len(values), 1 / len(values))
+        if index == 0:  # filled, so that the others stand out against it
+            axes.hist(shown, bins, weights=weights, alpha=0.3, color=colour)
+        axes.hist(shown, bins, weights=weights, histtype="step", color=colour, label=name, lw=1.5)
     axes.set(xlabel=xlabel, ylabel="share of images")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)

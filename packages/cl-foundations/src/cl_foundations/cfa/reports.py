@@ -69,9 +69,13 @@ def training_report(
     report.curve(
         "Loss", {name: (steps, [row[name] for row in rows]) for name in ("loss", "likelihood")}, "step", "nats"
     )
-    for name, title in (("kl", "KL from the prior"), ("active", "Factors whose mean varies over the batch")):
+    unit = "nats a factor" if model.config.likelihood == "infonce" else "nats an image"
+    for name, title, label in (
+        ("kl", "KL from the prior", unit),
+        ("active", "Factors whose mean varies over the batch", "factors"),
+    ):
         if any(row.get(name) for row in rows):
-            report.curve(title, {name: (steps, [row[name] for row in rows])}, "step", name)
+            report.curve(title, {name: (steps, [row[name] for row in rows])}, "step", label)
     add_factors(report, judged, test)
     outside = _outside(model, test, prior, seed)
     if "entropy" in judged.scores:

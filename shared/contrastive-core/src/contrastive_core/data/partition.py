@@ -7,6 +7,8 @@ from jaxtyping import Int, Shaped
 
 from contrastive_core.errors import InputError
 
+_TURNS = 50
+
 
 def partition_dirichlet(
     labels: Sequence[object] | Shaped[np.ndarray, " n"],
@@ -140,19 +142,21 @@ def group_split(
 def _balanced(classes: np.ndarray, clients: int, alpha: float, draw: np.random.Generator) -> list[np.ndarray]:
     pools = [list(draw.permutation(np.flatnonzero(classes == label))) for label in range(classes.max() + 1)]
     whole = np.bincount(classes) / len(classes)
-    parts = []
-    for size in [len(each) for each in np.array_split(classes, clients)]:
-        # A very small alpha underflows to zero shares, from which nothing can be drawn.
-        shares = np.maximum(draw.dirichlet(np.maximum(alpha * whole, 1e-12)), 1e-300)
-        mine: list[int] = []
-        while len(mine) < size:
-            left = np.array([len(pool) for pool in pools])
-            weight = np.where(left > 0, shares, 0)
-            wanted = np.minimum(draw.multinomial(size - len(mine), weight / weight.sum()), left)
-            for pool, count in zip(pools, wanted, strict=True):
-                mine += [int(pool.pop()) for _ in range(count)]
-        parts.append(np.sort(np.array(mine, dtype=np.int64)))
-    return parts
+    sizes = [len(each) for each in np.array_split(classes, clients)]
+    # A very small alpha underflows to zero shares, from which nothing can be drawn.
+    shares = np.maximum(draw.dirichlet(np.maximum(alpha * whole, 1e-12), size=clients), 1e-300)
+    parts: list[list[int]] = [[] for _ in range(clients)]
+    # Clients take turns, so that no single one is left with what the others did not want.
+    for turn in range(1, _TURNS + 1):
+        for client in draw.permutation(clients):
+            mine, goal = parts[client], sizes[client] * turn // _TURNS
+            while len(mine) < goal:
+                left = np.array([len(pool) for pool in pools])
+                weight = np.where(left > 0, shares[client], 0)
+                wanted = np.minimum(draw.multinomial(goal - len(mine), weight / weight.sum()), left)
+                for pool, count in zip(pools, wanted, strict=True):
+                    mine += [int(pool.pop()) for _ in range(count)]
+    return [np.sort(np.array(mine, dtype=np.int64)) for mine in parts]
 
 
 def _classes(labels: Sequence[object] | np.ndarray) -> np.ndarray:

@@ -162,11 +162,9 @@ class MPerClassSampler(EpochSampler):
         draw = self._generator(epoch)
         groups = np.concatenate([self._cut(draw.permutation(members), draw) for members in self._members])
         owner = np.repeat(np.arange(len(self._groups)), self._groups)
-        batches = []
-        for numbers in _deal(owner, self._batches, self._per_batch, draw):
-            # Every world_size-th item belongs to a process: interleave its groups accordingly.
-            batches.append(groups[numbers].reshape(self.world_size, self.batch_size).T.reshape(-1))
-        return batches
+        dealt = _deal(owner, self._batches, self._per_batch, draw)
+        # Every world_size-th item belongs to a process: interleave its groups accordingly.
+        return [groups[numbers].reshape(self.world_size, self.batch_size).T.reshape(-1) for numbers in dealt]
 
     def _cut(self, members: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         short = -len(members) % self.m

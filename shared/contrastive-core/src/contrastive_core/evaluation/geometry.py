@@ -144,7 +144,7 @@ class Spectrum:
             gram = gram - torch.outer(sums, sums) / count
         return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
 
-    def effective_rank(self, *, eps: float = 1e-7) -> float:
+    def effective_rank(self, *, eps: float | int = 1e-7) -> float:
         """Exponential of the entropy of the normalised singular values (Roy & Vetterli, 2007; RankMe, 2023).
 
         ``exp(-sum p log p)`` with ``p = s / sum(s) + eps``.
@@ -157,7 +157,7 @@ class Spectrum:
         return math.exp(float(-torch.xlogy(shares, shares).sum()))
 
 
-def effective_rank(x: Float[Tensor, "n d"], *, center: bool = False, eps: float = 1e-7) -> float:
+def effective_rank(x: Float[Tensor, "n d"], *, center: bool = False, eps: float | int = 1e-7) -> float:
     """Effective rank (RankMe) of a matrix of embeddings: how many directions they use, from 1 to d.
 
     Args:
@@ -200,7 +200,7 @@ def vendi_score(x: Float[Tensor, "n d"]) -> float:
 
 
 @torch.no_grad()
-def class_consistency(z: Float[Tensor, "n k"], labels: Int[Tensor, " n"], *, eps: float = 1e-5) -> float:
+def class_consistency(z: Float[Tensor, "n k"], labels: Int[Tensor, " n"], *, eps: float | int = 1e-5) -> float:
     """Class consistency rate of factors (NCL, arXiv 2403.12459).
 
     For each factor, the share of the most frequent class among the rows in which it is active (above ``eps`` after
@@ -241,7 +241,7 @@ def purity_at(z: Float[Tensor, "n k"], labels: Int[Tensor, " n"], *, n: int = 50
 
 
 @torch.no_grad()
-def sparsity(z: Float[Tensor, "n k"], *, threshold: float = 1e-2, normalize: bool = False) -> float:
+def sparsity(z: Float[Tensor, "n k"], *, threshold: float | int = 1e-2, normalize: bool = False) -> float:
     """Share of entries that are almost zero, ``|z| < threshold``.
 
     Args:

@@ -23,7 +23,10 @@ TILE = 1024
 """Side of a square tile: 4 MiB of float32, which stays in the cache of a core while it is worked on."""
 
 KEPT = 4
-"""Tiles of exponentials kept from forward to backward, so that small batches are multiplied once, not twice."""
+"""A batch of at most this many tiles keeps its exponentials for backward instead of computing them twice."""
+
+_STRIPE = 256
+"""Rows of a tile that are weighted at once, so that weights need no second tile."""
 
 _SAFE_EXPONENT = 40.0
 """Where no similarity is larger, neither exponentials nor their sums nor products of two can leave float32's range."""
@@ -287,8 +290,9 @@ class _Tiles:
 
 
 def _forward(tiles: _Tiles, rows: _Running, columns: _Running | None, keep: bool) -> list[Tensor]:
-    """Add all tiles to the running sums; returns the exponentials of the first ones."""
+    """Add all tiles to the running sums; returns the exponentials of a small batch, where they are wanted."""
     kept: list[Tensor] = []
+    keep = keep and len(tiles.left.x) * len(tiles.right.x) <= KEPT * TILE * TILE
     for a, b, block in tiles:
         both = None if tiles.same and a == b else columns
         s = tiles.similarities(a, b, block)
@@ -297,7 +301,7 @@ def _forward(tiles: _Tiles, rows: _Running, columns: _Running | None, keep: bool
             rows.add_exponentials(a, e, 1)
             if both is not None:
                 both.add_exponentials(b, e, 0)
-            if keep and len(kept) < KEPT and e.numel() <= TILE * TILE:
+            if keep:
                 kept.append(e)
             continue
         s = s.to(rows.total.dtype)
@@ -321,17 +325,15 @@ def _backward(
         # exp(s_ij - lse_i) g_i + exp(s_ij - lse_j) g_j is one exponential times c_i + c_j.
         row_factor = (rows[0].neg().exp_() * rows[1]).to(left.dtype)
         column_factor = None if columns is None else (columns[0].neg().exp_() * columns[1]).to(left.dtype)
-    scratch = left.x.new_empty(0, dtype=left.dtype)
     for index, (a, b, block) in enumerate(tiles):
         if tiles.safe:
-            e = kept[index] if index < len(kept) else tiles.similarities(a, b, block).exp_()
-            scratch = scratch if scratch.numel() >= e.numel() else torch.empty_like(e).flatten()
-            w = scratch[: e.numel()].view_as(e)
-            if column_factor is None:
-                torch.mul(e, row_factor[a, None], out=w)
-            else:
-                torch.add(row_factor[a, None], column_factor[None, b], out=w)
-                w *= e
+            e = kept[index] if kept else tiles.similarities(a, b, block).exp_()
+            w = torch.empty_like(e) if kept else e
+            for start in range(0, len(e), _STRIPE):
+                stripe = slice(start, min(start + _STRIPE, len(e)))
+                factor = row_factor[a][stripe, None]
+                factor = factor if column_factor is None else factor + column_factor[None, b]
+                torch.mul(e[stripe], factor, out=w[stripe])
         else:
             s = tiles.similarities(a, b, block).to(left.x.dtype)
             extra = None if columns is None else (s - columns[0][None, b]).exp_().mul_(columns[1][None, b])

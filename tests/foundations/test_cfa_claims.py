@@ -1,0 +1,17 @@
+"""The claims can be measured; what they find is no test."""
+
+import math
+
+import torch
+from cl_bench import cfa
+
+
+def test_every_direction_is_measured_on_the_sample_images():
+    torch.set_num_threads(1)
+    results = [claim.to_dict() for claim in cfa.claims(range(1), None, simulated_steps=2, steps=2)]
+    assert len({result["name"] for result in results}) == len(results)
+    for direction in ("simulated", "expressiveness", "robustness", "interpretability", "uncertainty"):
+        assert any(result["name"].startswith(f"cfa: {direction}") for result in results)
+    for result in results:
+        assert all(math.isfinite(value) for arm in result["arms"].values() for value in arm["values"])
+    assert sum(result["gate"] for result in results) >= 8
