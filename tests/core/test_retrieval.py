@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -278,3 +279,21 @@ def test_refusals_of_updates():
         RetrievalRanking(gallery, classes, ids=y)
     with pytest.raises(ValueError, match="codes are"):
         pack_codes(np.zeros(3))
+
+
+@pytest.mark.parametrize("kind", ["codes", "floats"])
+def test_memory_does_not_grow_with_the_queries(kind):
+    g = np.random.default_rng(0)
+    n = 50_000
+    gallery = (
+        g.integers(0, 256, (n, 8), dtype=np.uint8) if kind == "codes" else g.normal(size=(n, 8)).astype(np.float32)
+    )
+    ranking = RetrievalRanking(gallery, g.integers(0, 5, n), measures=("map", "precision@100"), memory_mib=4)
+    peaks = []
+    for count in (4, 64):
+        tracemalloc.start()
+        ranking.update(gallery[:count], g.integers(0, 5, count))
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[1] < 6  # all scores of 64 queries in float32 would be 12
