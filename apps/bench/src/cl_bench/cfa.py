@@ -238,7 +238,7 @@ def _images(seeds: Sequence[int], data: Path | None, steps: int) -> list[Claim]:
     def claim(
         direction: str,
         statement: str,
-        name: str,
+        key: str,
         better: str,
         baseline: str,
         margin: float = 0.0,
