@@ -1,5 +1,10 @@
 """Probes and calibration against scikit-learn and torchmetrics."""
 
+import subprocess
+import sys
+
+import contrastive_core.data
+import contrastive_core.evaluation
 import numpy as np
 import pytest
 import torch
@@ -89,3 +94,12 @@ def test_temperature_recovers_a_known_factor():
     isotonic = IsotonicScaler().fit(before, labels).transform(before)
     np.testing.assert_allclose(isotonic.sum(1), 1)
     assert expected_calibration_error(isotonic, labels) < 0.05
+
+
+@pytest.mark.parametrize("package", [contrastive_core.evaluation, contrastive_core.data])
+def test_every_name_is_there_and_importing_is_cheap(package):
+    assert all(hasattr(package, name) for name in dir(package))
+    with pytest.raises(AttributeError, match="no attribute"):
+        package.not_a_name  # noqa: B018
+    code = f"import sys, {package.__name__}; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
