@@ -71,14 +71,13 @@ def soft_kmeans(
         rows, centers = x.to(wide), init.to(wide)
         # Distances do not depend on the origin; near it, |x|^2 - 2xc + |c|^2 loses no digits.
         origin = rows.detach().mean(0)
-        state = [centers - origin]
-        parts = [(rows, origin)]
-        weights = [1.0]
+        state, parts, weights = [centers - origin], [rows - origin], [1.0]
         if extra is not None and init_extra is not None:
             state.append(init_extra.to(wide))
-            parts.append((extra.to(wide), torch.zeros_like(extra[0], dtype=wide)))
-            weights.append(extra_weight)
-        blocks = [[(values[at : at + chunk], start) for values, start in parts] for at in range(0, len(x), chunk)]
+            parts.append(extra.to(wide))
+            weights.append(float(extra_weight))
+        # Blocks made by split: their gradients are joined once, not padded to all rows in every iteration.
+        blocks = list(zip(*(part.split(chunk) for part in parts), strict=True))
         shape = (assignment, beta, power, temperature)
         assigned: list[Tensor] = []
         for _ in range(iters if len(init) > 1 else 1):
@@ -87,7 +86,7 @@ def soft_kmeans(
 
 
 def _iterate(
-    blocks: list[list[tuple[Tensor, Tensor]]],
+    blocks: list[tuple[Tensor, ...]],
     state: list[Tensor],
     weights: list[float],
     shape: tuple[Assignment, float, float, float],
@@ -102,11 +101,10 @@ def _iterate(
 
     assigned, sums = [], []
     for block in blocks:
-        rows = [values - origin for values, origin in block]
         if len(blocks) > 1 and torch.is_grad_enabled():
-            outcome = checkpoint(step, *rows, *state, use_reentrant=False)
+            outcome = checkpoint(step, *block, *state, use_reentrant=False)
         else:
-            outcome = step(*rows, *state)
+            outcome = step(*block, *state)
         assigned.append(outcome[0])
         sums.append(outcome[1:])
     mass, *moments = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
@@ -117,12 +115,10 @@ def _iterate(
 
 
 @torch.no_grad()
-def _mean_distance(
-    blocks: list[list[tuple[Tensor, Tensor]]], state: list[Tensor], weights: list[float]
-) -> Float[Tensor, ""]:
+def _mean_distance(blocks: list[tuple[Tensor, ...]], state: list[Tensor], weights: list[float]) -> Float[Tensor, ""]:
     total, count = state[0].new_zeros(()), 0
     for block in blocks:
-        distance = _distance([values - origin for values, origin in block], state, weights)
+        distance = _distance(block, state, weights)
         total, count = total + distance.sum(), count + distance.numel()
     return total / count
 
