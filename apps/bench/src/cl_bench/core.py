@@ -94,16 +94,16 @@ def _against_metric_learning(rounds: int) -> Speed:
 def _against_products(pairs: int, width: int, rounds: int) -> Speed:
     """The peer does the products of the symmetric formula and no more: the ratio is the fraction of that limit."""
     views = _rows(2, pairs, width)
-    rows, column = torch.cat(views).detach(), slice(0, _TILE)
-    tile, out, similar = torch.rand(_TILE, _TILE), torch.zeros(_TILE, width), torch.empty(_TILE, _TILE)
+    rows = torch.cat(views).detach()
+    tile, out, similar = torch.rand(_TILE, _TILE), torch.empty(_TILE, width), torch.empty(_TILE, _TILE)
     blocks = 2 * pairs // _TILE
 
     def products() -> None:
         for i in range(blocks):
             block = rows[i * _TILE : (i + 1) * _TILE]
             for j in range(i, blocks):  # one triangle: similarities in both passes, and a product for each row block
-                torch.mm(block, rows[column].T, out=similar)
-                torch.mm(block, rows[column].T, out=similar)
+                torch.mm(block, rows[j * _TILE : (j + 1) * _TILE].T, out=similar)
+                torch.mm(block, rows[j * _TILE : (j + 1) * _TILE].T, out=similar)
                 torch.mm(tile, block, out=out)
                 if j > i:
                     torch.mm(tile.T, block, out=out)
