@@ -116,6 +116,21 @@ for name, loss in LOSSES.items():
         "cosine": float(torch.nn.functional.cosine_similarity(mean[1:], wanted[1:], dim=0)),
         "size": float(wanted[1:].abs().max()),
     }
+
+# The gradient cache around DistributedDataParallel: an encoder for both views, exchanged once, in the last chunk.
+from contrastive_core.efficient import GradCache
+
+def fresh():
+    net = torch.nn.Linear(6, 4, bias=False, dtype=torch.double)
+    with torch.no_grad():
+        net.weight.copy_(start.T)
+    return net
+
+whole = fresh()
+L.nt_xent(whole(x), whole(y)).backward()
+parallel = torch.nn.parallel.DistributedDataParallel(fresh())
+GradCache(parallel, lambda a, b: L.nt_xent(a, b, gather=True), chunk=2).backward(x[mine], y[mine])
+report["cached"] = float((parallel.module.weight.grad - whole.weight.grad).abs().max())
 if rank == 0:
     print(json.dumps(report))
 dist.destroy_process_group()
@@ -141,6 +156,7 @@ def run(tmp_path, world):
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_averaged_gradients_equal_one_process(tmp_path, world):
     report = run(tmp_path, world)
+    assert report.pop("cached") < 1e-10
     assert len(report) == 42
     for name, found in report.items():
         assert found["size"] > 1e-4, name  # a gradient of zero would equal anything

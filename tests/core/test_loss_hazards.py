@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from contrastive_core import losses as L
+from contrastive_core.losses import products
 
 
 def rows(*shape, seed=0, dtype=torch.float32):
@@ -69,25 +70,36 @@ def test_the_scale_of_the_embedding_does_not_matter(name):
     torch.testing.assert_close(TWO_VIEWS[name](1e6 * a, 1e-6 * b, 0.3), TWO_VIEWS[name](a, b, 0.3))
 
 
-@pytest.mark.parametrize("name", TWO_VIEWS)
-def test_a_wide_range_of_temperatures_is_differentiable(name):
-    if name in ("negative_cosine", "swav"):
-        pytest.skip("has no temperature of its own, or one that is also a target's")
+WITH_TEMPERATURE = {name: loss for name, loss in TWO_VIEWS.items() if name not in ("negative_cosine", "swav")} | {
+    "relational": lambda a, b, t: L.relational_distillation(a, b, student_temperature=t),
+    "swav": lambda a, b, t: L.swav([a, b], b[:4], temperature=t),
+}
+
+
+@pytest.mark.parametrize("name", WITH_TEMPERATURE)
+@pytest.mark.parametrize("value", [1e-3, 0.02, 0.03, 1.0, 1e3])
+def test_a_wide_range_of_temperatures_is_differentiable(name, value):
     a, b = rows(9, 5, dtype=torch.double), rows(9, 5, seed=1, dtype=torch.double)
-    for value in (1e-3, 0.02, 0.03, 1.0, 1e3):
-        t = torch.tensor(value, dtype=torch.double, requires_grad=True)
-        loss = (
-            TWO_VIEWS[name](a, b, t) if name != "relational" else L.relational_distillation(a, b, student_temperature=t)
+    t = torch.tensor(value, dtype=torch.double, requires_grad=True)
+    loss = WITH_TEMPERATURE[name](a, b, t)
+    (grad,) = torch.autograd.grad(loss, t)
+    step = value * 1e-6
+    with torch.no_grad():
+        slope = float(WITH_TEMPERATURE[name](a, b, value + step) - WITH_TEMPERATURE[name](a, b, value - step)) / (
+            2 * step
         )
-        (grad,) = torch.autograd.grad(loss, t)
-        step = value * 1e-6
-        with torch.no_grad():
-            if name == "relational":
-                up, down = (L.relational_distillation(a, b, student_temperature=value + d) for d in (step, -step))
-            else:
-                up, down = (TWO_VIEWS[name](a, b, value + d) for d in (step, -step))
-        slope = float(up - down) / (2 * step)
-        assert float(grad) == pytest.approx(slope, rel=2e-3, abs=1e-6 * max(1.0, abs(float(loss.detach())) / value))
+    assert float(grad) == pytest.approx(slope, rel=2e-3, abs=1e-6 * max(1.0, abs(float(loss.detach())) / value))
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_tile_products_are_products_in_either_library(monkeypatch, onednn):
+    if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(products, "_by_onednn", lambda x: onednn)
+    a, b, w = rows(40, 7).detach(), rows(33, 7, seed=1).detach(), rows(40, 33, seed=2).detach()
+    torch.testing.assert_close(products.similarities(a, b), a @ b.T)
+    torch.testing.assert_close(products.weighted_sum(w, b), w @ b)
+    torch.testing.assert_close(products.transposed_weighted_sum(w, a), w.T @ a)
 
 
 @pytest.mark.parametrize("temperature", [0.024, 0.026])

@@ -96,12 +96,25 @@ def test_evaluate_judges_the_runs_test_cases(place, tmp_path, capsys):
     assert len(result["cases"]) == 2
     assert result["summary"]["dice"]["mean"] > 0.8
     row = result["cases"][0]
-    assert row["hd95_mm"] != row["hd95_vox"]
     assert {"jaccard", "asd_directed_mm", "assd_vox", "prototype_dice", "prototype_ce", "empty"} <= set(row)
     assert len((tmp_path / "e.csv").read_text().splitlines()) == 3
     assert "exists" in refused(capsys, *words)
     assert run("evaluate", place / "run", place / "data", "--part", "all") == 0
     assert "ball" in capsys.readouterr().out
+
+
+def test_evaluate_measures_distances_in_voxels_and_in_millimetres(place, tmp_path, capsys):
+    """References four voxels off along the axis whose voxels measure 2.53 mm: Hausdorff distances in that ratio."""
+    shutil.copytree(place / "data", tmp_path / "data")
+    for path in (tmp_path / "data" / "labels").iterdir():
+        label = np.asarray(nib.load(path).dataobj)
+        save(path, np.roll(label, 4, axis=2))
+    capsys.readouterr()
+    assert run("evaluate", place / "run", tmp_path / "data", "--json", "--device", "cpu") == 0
+    for row in json.loads(capsys.readouterr().out)["cases"]:
+        assert row["dice"] < 0.7
+        assert 2.5 <= row["hd95_vox"] <= 5
+        assert row["hd95_mm"] == pytest.approx(np.linalg.norm(AFFINE[:3, 2]) * row["hd95_vox"], rel=0.15)
 
 
 def test_predict_writes_in_the_space_of_the_input_and_survives_a_bad_volume(place, tmp_path, capsys):

@@ -1,0 +1,5 @@
+"""Graphs whose nodes carry text."""
+
+from importlib.metadata import version
+
+__version__ = version("cl-graphtext")
