@@ -8,7 +8,7 @@ BIN := .venv/bin
 DEMO ?= demo-run
 # uv from the PATH when there is one, else a private copy in .tools/.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
-MEMBERS := shared/contrastive-core packages/cl-foundations packages/cl-graphtext packages/cl-medical packages/cl-retrieval packages/cl-signals packages/cl-video3d apps/bench
+MEMBERS := shared/contrastive-core packages/cl-foundations packages/cl-medical packages/cl-signals apps/bench
 THREADS ?= 2
 
 help:  ## list the targets

@@ -1,14 +1,17 @@
 """Training: bit-identical resumption after a kill, the guard against NaN, logs, folders, schedules."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from contrastive_core.errors import InputError
+from contrastive_core.nn import EMATeacher
 from contrastive_core.training import (
     RunFolder,
     TrainingDivergedError,
@@ -123,6 +126,9 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path, da
             Regression(explode_at=7), batches(data, 8, seed=0), run=run, settings=settings(steps=20, checkpoint_every=3)
         )
     assert "last.ckpt" in str(caught.value)
+    # Batches 0 to 7 of the seeded order were drawn; the last of them is named.
+    order = BatchOrder(40, 8, seed=0, drop_last=True)
+    assert f"items {', '.join(map(str, sorted(order.items(7))))} of" in str(caught.value)
     checkpoint = torch.load(run.checkpoint("last"), weights_only=True)
     assert checkpoint["global_step"] == 6
     assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
@@ -183,6 +189,186 @@ def test_a_corrupt_checkpoint_is_refused(tmp_path, data):
         fit(Regression(), batches(data, 8, seed=0), run=run, settings=settings(steps=9))
 
 
+DIES_WHILE_SAVING = """
+import os, signal, sys, torch
+saved, whole = [], torch.save
+
+def half(value, file, *args, **kwargs):
+    saved.append(None)
+    whole(value, file, *args, **kwargs)
+    if len(saved) == 3:  # Lightning serialises into a buffer: only half of it reaches the disk
+        (name,) = [name for name in os.listdir(sys.argv[1] + "/checkpoints") if name.startswith(".last")]
+        with open(f"{sys.argv[1]}/checkpoints/{name}", "wb") as disk:
+            disk.write(file.getbuffer()[: file.getbuffer().nbytes // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = half
+"""
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_to_the_same_bits(tmp_path):
+    words = [sys.executable, "-c", DIES_WHILE_SAVING + SCRIPT, str(tmp_path / "broken"), "0"]
+    assert subprocess.run(words).returncode == -signal.SIGKILL
+    unfinished = [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir() if path.name != "last.ckpt"]
+    assert len(unfinished) == 1
+    assert torch.load(tmp_path / "broken" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
+    for name in ("broken", "whole"):
+        done = run_script(tmp_path / name)
+        assert done.wait() == 0, done.stderr.read().decode()
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == ["last.ckpt"]
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("broken", "whole"))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+FULL_DISK = """
+import resource
+import contrastive_core.training.fit
+resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
+"""
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing_half_written(tmp_path):
+    """A limit on the size of files stands for the disk: the first checkpoint does not fit."""
+    words = [sys.executable, "-c", FULL_DISK + SCRIPT, str(tmp_path / "run"), "0"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "InputError" in done.stderr
+    assert "could not be written" in done.stderr
+    assert str(tmp_path / "run") in done.stderr
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert not list((tmp_path / "run").glob("checkpoints/.*"))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder in which nobody can write")
+def test_a_folder_that_cannot_be_written_is_refused():
+    with pytest.raises(InputError, match="cannot be made") as caught:
+        RunFolder.create("/sys/kernel/run", {})
+    assert "/sys/kernel/run" in str(caught.value)
+
+
+DISTRIBUTED = """
+import sys, torch, lightning as L
+from torch.utils.data import TensorDataset
+from contrastive_core import losses
+from contrastive_core.training import RunFolder, TrainSettings, batches, fit
+torch.set_num_threads(1)
+folder, devices, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+class Net(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(6, 4, dtype=torch.double)
+    def training_step(self, batch, index):
+        x, y, labels = batch
+        loss = losses.nt_xent(self.net(x), self.net(y), gather=True)
+        loss = loss + losses.sup_con(self.net(x), labels, gather=True)
+        self.log("loss", loss)
+        return loss
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.net(batch[0]).square().mean())
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+g = torch.Generator().manual_seed(1)
+x = torch.randn(50, 6, generator=g, dtype=torch.double)
+data = TensorDataset(x, x + 0.1 * torch.randn(50, 6, generator=g, dtype=torch.double), torch.arange(50) % 5)
+torch.manual_seed(3)
+net = Net()
+settings = TrainSettings(steps=steps, seed=5, log_every=1, checkpoint_every=2, validate_every=3, progress=False,
+                         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", clip_norm=0.5)
+with RunFolder.create(folder, {"devices": devices}, resume=True) as run:
+    fit(net, batches(data, 8, seed=5, drop_last=False), run=run, settings=settings,
+        validation_data=torch.utils.data.DataLoader(data, 50))
+    run.save_model(net.state_dict(), {"kind": "test"})
+print("returned")
+"""
+
+
+def test_two_processes_train_as_one_with_the_global_batch_and_resume(tmp_path):
+    (tmp_path / "train.py").write_text(DISTRIBUTED)
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
+
+    def train(name, devices, steps):
+        words = [sys.executable, tmp_path / "train.py", tmp_path / name, str(devices), str(steps)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("returned") == 1
+        return load_file(tmp_path / name / "model.safetensors")
+
+    one = train("one", 1, 10)  # an epoch is six batches of 8 and one of 2
+    train("two", 2, 5)
+    two = train("two", 2, 10)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10)
+    rows = RunFolder.open(tmp_path / "two").metrics()
+    assert [row["step"] for row in rows if "loss" in row] == list(range(10))
+    assert (tmp_path / "two" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_refused(tmp_path, data):
+    run = RunFolder.create(tmp_path / "r", {})
+    with pytest.raises(InputError, match="do not divide into 3"):
+        fit(Regression(), batches(data, 8, seed=0), run=run, settings=settings(steps=2, devices=3, strategy="ddp"))
+
+
+class Taught(Regression):
+    """A student with a teacher that follows it."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = EMATeacher(self.net, momentum=0.9)
+
+    def training_step(self, batch, index):
+        x, _ = batch
+        loss = super().training_step(batch, index)
+        return loss + (self.net(x) - self.teacher(x)).square().mean()
+
+    def on_train_batch_end(self, outputs, batch, index):
+        self.teacher.update(self.net)
+
+
+def test_the_teacher_travels_with_the_checkpoint(tmp_path, data):
+    def train(name, system, steps, resume=False):
+        with RunFolder.create(tmp_path / name, {}, resume=resume) as run:
+            fit(system, batches(data, 8, seed=0), run=run, settings=settings(steps=steps, checkpoint_every=3))
+        return system.state_dict()
+
+    whole = train("whole", Taught(), 11)
+    train("broken", Taught(), 6)
+    resumed = train("broken", Taught(), 11, resume=True)
+    assert any("teacher" in name for name in whole)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_clipping_bounds_the_step(tmp_path, data):
+    system = Regression(lr=1.0)
+    before = [value.detach().clone() for value in system.parameters()]
+    run = RunFolder.create(tmp_path / "r", {})
+    fit(system, batches(data, 8, seed=0), run=run, settings=settings(steps=1, clip_norm=0.01))
+    moved = torch.cat([(a - b).flatten() for a, b in zip(system.parameters(), before, strict=True)]).norm()
+    assert moved.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_bf16_multiplies_in_bfloat16_and_keeps_float32_weights(tmp_path, data):
+    seen = set()
+
+    class Watched(Regression):
+        def training_step(self, batch, index):
+            seen.add(self.net(batch[0]).dtype)
+            return super().training_step(batch, index)
+
+    weights = {}
+    for precision in ("bf16-mixed", "32-true"):
+        system = Watched(lr=0.05)
+        run = RunFolder.create(tmp_path / precision, {})
+        fit(system, batches(data, 8, seed=0), run=run, settings=settings(steps=20, precision=precision))
+        weights[precision] = system.net.weight.detach()
+    assert seen == {torch.bfloat16, torch.float32}
+    assert weights["bf16-mixed"].dtype == torch.float32
+    assert not torch.equal(*weights.values())
+    torch.testing.assert_close(*weights.values(), rtol=0.05, atol=0.02)
+
+
 def test_every_epoch_sees_every_item_once_in_an_order_of_its_own():
     order = BatchOrder(10, 3, seed=1, drop_last=False)
     order.last = 8
@@ -194,6 +380,10 @@ def test_every_epoch_sees_every_item_once_in_an_order_of_its_own():
     assert list(order) == drawn[3:]
     dropping = BatchOrder(10, 3, seed=1, drop_last=True)
     assert dropping.per_epoch == 3
+    shared = BatchOrder(10, 4, seed=1, drop_last=False)
+    shared.share(4)  # the last two items do not reach four processes
+    assert shared.per_epoch == 2
+    assert [len(shared.items(number)) for number in range(2)] == [1, 1]
 
 
 def test_generators_differ_by_stream_and_repeat():

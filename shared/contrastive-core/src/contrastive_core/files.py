@@ -26,29 +26,49 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        # Only failures to write are the user's to mend; anything else in the block keeps its own type.
-        if error.errno in _WRITE_ERRNOS:
-            raise InputError(
-                "a file could not be written",
-                where=path,
-                why=error.strerror,
-                remedy="choose another folder, or free space and permissions there",
-            ) from error
-        raise
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
+            temporary.chmod(0o666 & ~_umask())
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
     finally:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Turn failures to write, such as a full disk, into errors a user can act on; others keep their own type.
+
+    Args:
+        path: What is being written.
+
+    Raises:
+        InputError: The disk is full, the folder is read-only, a quota is reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _WRITE_ERRNOS:
+            raise
+        raise InputError(
+            "a file could not be written",
+            where=path,
+            why=error.strerror,
+            remedy="choose another folder, or free space and permissions there",
+        ) from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed inside :func:`atomic_write` left in a folder."""
+    for path in folder.glob(".*.tmp*"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:

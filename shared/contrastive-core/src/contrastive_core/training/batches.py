@@ -1,10 +1,11 @@
 """Batches whose order depends on the seed and the step alone, so that a run can be taken up anywhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, TensorDataset
 
 from contrastive_core.errors import InputError
@@ -24,6 +25,9 @@ def seeded_generator(seed: int, *stream: int) -> torch.Generator:
 class BatchOrder:
     """Index lists of the batches of all epochs, each epoch in an order of its own.
 
+    With several processes a batch is the batch of all of them, and each takes its part: the same rows as one process
+    would see. Of a last batch that does not divide, fewer rows than there are processes are left out.
+
     Args:
         count: Items in the data set.
         batch_size: Items in a batch.
@@ -33,26 +37,48 @@ class BatchOrder:
 
     def __init__(self, count: int, batch_size: int, *, seed: int, drop_last: bool) -> None:
         self.count, self.batch_size, self.seed, self.drop_last = count, batch_size, seed, drop_last
+        self.processes = 1
+        self._epoch, self._order = -1, list[int]()
         self.first, self.last = 0, self.per_epoch
 
     @property
     def per_epoch(self) -> int:
         """Batches in one epoch."""
         full, rest = divmod(self.count, self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return full + (rest >= self.processes and not self.drop_last)
+
+    def share(self, processes: int) -> None:
+        """Divide every batch among processes.
+
+        Raises:
+            InputError: The batch does not divide.
+        """
+        if self.batch_size % processes:
+            raise InputError(
+                "a batch is divided among the processes",
+                where="--batch-size, --devices",
+                why=f"{self.batch_size} items do not divide into {processes}",
+                remedy=f"use a multiple of {processes}",
+            )
+        self.processes = processes
 
     def __len__(self) -> int:
         return self.last
 
     def __iter__(self) -> Iterator[list[int]]:
-        order: Sequence[int] = []
-        drawn = -1
         for batch in range(self.first, self.last):
-            epoch, place = divmod(batch, self.per_epoch)
-            if epoch != drawn:
-                order = torch.randperm(self.count, generator=seeded_generator(self.seed, epoch)).tolist()
-                drawn = epoch
-            yield list(order[place * self.batch_size : (place + 1) * self.batch_size])
+            yield self.items(batch)
+
+    def items(self, batch: int) -> list[int]:
+        """What this process sees in the batch of that number, counted from the start of the run."""
+        epoch, place = divmod(batch, self.per_epoch)
+        if epoch != self._epoch:
+            self._order = torch.randperm(self.count, generator=seeded_generator(self.seed, epoch)).tolist()
+            self._epoch = epoch
+        whole = self._order[place * self.batch_size : (place + 1) * self.batch_size]
+        part = len(whole) // self.processes
+        rank = dist.get_rank() if self.processes > 1 and dist.is_initialized() else 0
+        return whole[rank * part : (rank + 1) * part]
 
 
 def batches(dataset: Any, batch_size: int, *, seed: int, drop_last: bool = True, workers: int = 0) -> DataLoader[Any]:
@@ -60,7 +86,7 @@ def batches(dataset: Any, batch_size: int, *, seed: int, drop_last: bool = True,
 
     Args:
         dataset: A map-style data set.
-        batch_size: Items in a batch, capped at the size of the data set.
+        batch_size: Items in a batch, of all processes together, capped at the size of the data set.
         seed: Seed of the order.
         drop_last: Leave out a last batch that is not full.
         workers: Loader processes.

@@ -3,19 +3,24 @@
 import csv
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from contrastive_core.distributed import is_active
 from contrastive_core.errors import InputError
-from contrastive_core.files import atomic_write
-from contrastive_core.training.run_folder import RunFolder
+from contrastive_core.files import atomic_write, writing
+from contrastive_core.training.batches import BatchOrder
+from contrastive_core.training.run_folder import RunFolder, is_follower
 
 
 class TrainingDivergedError(InputError):
@@ -25,19 +30,33 @@ class TrainingDivergedError(InputError):
 class NanGuard(L.Callback):
     """Stop at the first loss that is not finite, before it reaches the weights."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
+    def __init__(self, run: RunFolder, order: BatchOrder) -> None:
+        self.run, self.order = run, order
+        self._batch = order.first - 1
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batches, to name the one that fails."""
+        self._batch += 1
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Look at the loss."""
         if not torch.isfinite(loss):
             checkpoint = self.run.checkpoint("last")
+            kept = f"{checkpoint.parent.name}/{checkpoint.name}" if checkpoint.is_file() else "none yet"
             raise TrainingDivergedError(
                 f"training diverged: the loss is {float(loss.detach())} at step {trainer.global_step}",
                 where=self.run.path,
-                why=f"the last good checkpoint is {checkpoint.name if checkpoint.is_file() else 'none yet'}",
+                why=f"the batch holds items {_listed(self.order.items(self._batch))} of the training data, counted "
+                f"from 0; the last good checkpoint is {kept}",
                 remedy="lower the learning rate, clip gradients (--clip-norm 1), or check the data for extreme values",
             )
+
+
+def _listed(items: list[int], most: int = 32) -> str:
+    shown = ", ".join(map(str, sorted(items)[:most]))
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
 class Checkpoints(L.Callback):
@@ -50,7 +69,7 @@ class Checkpoints(L.Callback):
     def __init__(self, run: RunFolder, every: int, monitor: str) -> None:
         self.run, self.every, self.monitor = run, every, monitor
         self.best: float | None = None
-        self._pending: dict[str, Any] | None = None
+        self._pending: list[dict[str, Any]] | None = None
         self._saved = -1
 
     def on_train_batch_start(
@@ -58,25 +77,48 @@ class Checkpoints(L.Callback):
     ) -> None:
         """Put the random states of the checkpoint back."""
         if self._pending is not None:
-            _restore_random(self._pending)
+            self._restore(trainer, self._pending)
             self._pending = None
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Write a checkpoint when one is due."""
-        step = trainer.global_step
-        if step % self.every == 0 and step != self._saved:
-            self.save(trainer, "last")
-            self._saved = step
+    @contextmanager
+    def watching(self, trainer: L.Trainer, system: L.LightningModule) -> Iterator[None]:
+        """Write a checkpoint after every batch at which one is due.
+
+        After the system's own ``on_train_batch_end``, which may move a teacher; the hook of a callback comes before it.
+        """
+        ended = system.on_train_batch_end
+
+        def hook(outputs: Any, batch: Any, batch_idx: int) -> None:
+            ended(outputs, batch, batch_idx)
+            step = trainer.global_step
+            if step % self.every == 0 and step != self._saved:
+                self.save(trainer, "last")
+                self._saved = step
+
+        system.on_train_batch_end = hook  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del system.on_train_batch_end
+
+    def _restore(self, trainer: L.Trainer, states: list[dict[str, Any]]) -> None:
+        if len(states) != trainer.world_size:
+            raise InputError(
+                "a run is resumed with the number of processes it was started with",
+                where="--devices",
+                why=f"it had {len(states)}, now there are {trainer.world_size}",
+            )
+        _restore_random(states[trainer.global_rank])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the best."""
         score = trainer.callback_metrics.get(self.monitor)
         if trainer.sanity_checking or score is None:
             return
-        if self.best is None or float(score) < self.best:
-            self.best = float(score)
+        # Processes may differ in the last digit, and all have to write or none.
+        value = float(trainer.strategy.broadcast(float(score)))
+        if self.best is None or value < self.best:
+            self.best = value
             self.save(trainer, "best")
 
     def save_final(self, trainer: L.Trainer) -> None:
@@ -94,12 +136,19 @@ class Checkpoints(L.Callback):
                     where=self.run.path,
                     remedy="lower the learning rate, or clip gradients (--clip-norm 1)",
                 )
-        with atomic_write(self.run.checkpoint(name)) as temporary:
-            trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            with atomic_write(self.run.checkpoint(name)) as temporary:
+                trainer.save_checkpoint(temporary)
+        else:  # takes part in collecting the states, writes nothing
+            trainer.save_checkpoint(self.run.checkpoint(name))
 
     def state_dict(self) -> dict[str, Any]:
-        """Best score and random states."""
-        return {"best": self.best, "random": _random_state()}
+        """Best score, and the random states of all processes."""
+        states: list[dict[str, Any]] = [_random_state()]
+        if is_active():
+            states *= dist.get_world_size()
+            dist.all_gather_object(states, _random_state())
+        return {"best": self.best, "random": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the random states until the first batch."""
@@ -120,6 +169,8 @@ class PlainProgress(L.Callback):
     ) -> None:
         """Print every tenth of the run."""
         step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
         if (step % self.every == 0 or step == self.total) and step != self._printed:
             self._printed = step
             loss = trainer.callback_metrics.get("loss")
@@ -148,7 +199,8 @@ class MetricsCSV(Logger):
                     # A kill can leave half a line at the end.
                     if row["step"] and row["step"].isdigit() and int(row["step"]) < resume_at:
                         self._rows[int(row["step"])] = row
-        self._write()
+        if not is_follower():
+            self._write()
 
     @property
     def name(self) -> str:
@@ -163,6 +215,7 @@ class MetricsCSV(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Settings are in config.yaml."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add one row, or more columns to the last."""
         at = int(step or 0)
@@ -175,7 +228,7 @@ class MetricsCSV(Logger):
         if new or known:
             self._write()
         else:
-            with self._path.open("a", newline="", encoding="utf-8") as file:
+            with writing(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def _write(self) -> None:

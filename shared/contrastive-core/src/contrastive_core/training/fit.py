@@ -11,11 +11,14 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
+from contrastive_core.distributed import is_active
 from contrastive_core.errors import InputError
+from contrastive_core.files import writing
 from contrastive_core.training.batches import order_of
 from contrastive_core.training.callbacks import Checkpoints, MetricsCSV, NanGuard, PlainProgress
 from contrastive_core.training.run_folder import RunFolder
@@ -53,6 +56,10 @@ def fit(
     weights, bit for bit on a CPU, as one that was not. That holds for systems whose draws come from the global
     generators or from :func:`seeded_generator`, and for loaders made by :func:`batches`.
 
+    With ``strategy="ddp"`` and several devices the command is started once more for each of them. A batch is then the
+    batch of all processes, so that losses with ``gather=True`` give the weights of one process with that batch. Only
+    the first process returns; the others end here.
+
     Args:
         system: Model and objective.
         train_data: Loader made by :func:`batches`.
@@ -62,17 +69,19 @@ def fit(
 
     Raises:
         TrainingDivergedError: The loss or a weight is no longer finite.
-        InputError: The checkpoint to resume from cannot be read, or the settings ask for hardware that is not there.
+        InputError: The checkpoint to resume from cannot be read, the settings ask for hardware that is not there, the
+            batch does not divide among the processes, or the run folder can no longer be written.
         KeyboardInterrupt: After Ctrl-C; the last checkpoint is kept.
     """
     order = order_of(train_data)
+    order.share(settings.devices)
     total = settings.total_steps(order.per_epoch)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     done = _resume_step(run)
     order.first, order.last = done * settings.accumulate, total * settings.accumulate
     checkpoints = Checkpoints(run, settings.checkpoint_every, settings.monitor)
-    callbacks: list[L.Callback] = [NanGuard(run), checkpoints]
+    callbacks: list[L.Callback] = [NanGuard(run, order), checkpoints]
     if settings.progress:
         callbacks.append(RichProgressBar(leave=True) if sys.stderr.isatty() else PlainProgress(total))
     stop = None
@@ -86,19 +95,31 @@ def fit(
     if not run.resuming:
         L.seed_everything(settings.seed, workers=True, verbose=False)
     started = time.perf_counter()
-    with _quiet():
+    with _quiet(), writing(run.path):
         trainer = _trainer(settings, run, total, callbacks, done if run.resuming else None, validation_data is not None)
-        trainer.fit(
-            system,
-            train_data,
-            validation_data,
-            ckpt_path=run.checkpoint("last") if run.resuming else None,
-            weights_only=True,
-        )
+        with checkpoints.watching(trainer, system):
+            trainer.fit(
+                system,
+                train_data,
+                validation_data,
+                ckpt_path=run.checkpoint("last") if run.resuming else None,
+                weights_only=True,
+            )
         if trainer.interrupted:
             raise KeyboardInterrupt
         checkpoints.save_final(trainer)
+        _leave_group(trainer)
     return FitResult(trainer.global_step, time.perf_counter() - started, checkpoints.best, trainer.global_step < total)
+
+
+def _leave_group(trainer: L.Trainer) -> None:
+    """What follows a training run happens once, in the first process."""
+    if not is_active():
+        return
+    dist.barrier()
+    dist.destroy_process_group()
+    if not trainer.is_global_zero:
+        sys.exit(0)
 
 
 def _trainer(

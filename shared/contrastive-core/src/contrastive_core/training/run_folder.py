@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from contrastive_core.errors import InputError
-from contrastive_core.files import read_json, write_json, write_text
+from contrastive_core.files import read_json, remove_unfinished, write_json, write_text
 from contrastive_core.weights import load_weights, save_weights
 
 _OURS = {
@@ -62,6 +62,10 @@ class RunFolder:
         path = Path(path)
         if overwrite and resume:
             raise InputError("a run is either resumed or overwritten", where="--resume, --overwrite")
+        if is_follower():  # the first process of the run has checked, locked and written the folder
+            run = cls(path)
+            run.resuming = resume and run.checkpoint("last").is_file()
+            return run
         if path.exists() and not path.is_dir():
             raise InputError("the output is not a folder", where=path, remedy="name another folder")
         content = {entry.name for entry in path.iterdir()} if path.exists() else set()
@@ -85,6 +89,8 @@ class RunFolder:
         except OSError as error:
             raise InputError("the output folder cannot be made", where=path, why=error.strerror) from error
         run._acquire()
+        for folder in (path, path / "checkpoints"):
+            remove_unfinished(folder)
         plain = yaml.safe_load(yaml.safe_dump(_plain(config)))
         if visible and resume:
             run._check_same(plain)
@@ -199,6 +205,11 @@ class RunFolder:
                 why=f"differing: {', '.join(differing)} ({name} was {old.get(name)}, is {config.get(name)})",
                 remedy="repeat the first command with --resume, or start anew in another folder",
             )
+
+
+def is_follower() -> bool:
+    """Whether this is a process that Lightning or torchrun started beside the first one of a run."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) > 0
 
 
 def environment(seed: int | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class TrainSettings:
         epochs: Passes over the training data; ignored when ``steps`` is given.
         steps: Optimiser steps.
         seed: Seed of data order, dropout and augmentation.
-        devices: Number of devices.
+        devices: Number of devices; each has a process, and a batch is divided among them.
         accelerator: Lightning accelerator: ``auto``, ``cpu``, ``gpu``.
         strategy: Lightning strategy: ``auto``, ``ddp``, ``fsdp``.
         precision: Lightning precision: ``32-true``, ``bf16-mixed``, ``16-mixed``.
