@@ -68,6 +68,7 @@ LOSSES = {
     "barlow_twins": lambda b: L.barlow_twins(b.a, b.b, off_diagonal=0.1, gather=b.gather),
     "vicreg": lambda b: L.vicreg(b.a / 3, b.b, gather=b.gather),
     "swav": lambda b: L.swav([b.a, b.b, b.a + b.b], b.c, temperature=b.t, gather=b.gather),
+    "sup_con some": lambda b: L.sup_con(b.a, b.some, temperature=b.t, gather=b.gather),
     "proto_nce": lambda b: L.proto_nce(b.a, b.some, b.c, temperature=b.t, gather=b.gather),
     "dec": lambda b: L.dec(L.student_t_assignment(b.a, b.c), gather=b.gather),
     "contrastive_clustering": lambda b: L.contrastive_clustering(
@@ -157,7 +158,7 @@ def run(tmp_path, world):
 def test_averaged_gradients_equal_one_process(tmp_path, world):
     report = run(tmp_path, world)
     assert report.pop("cached") < 1e-10
-    assert len(report) == 42
+    assert len(report) == 43
     for name, found in report.items():
         assert found["size"] > 1e-4, name  # a gradient of zero would equal anything
         assert found["gradient"] < 1e-10, (name, found)

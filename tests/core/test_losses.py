@@ -223,3 +223,22 @@ def test_modules_equal_functions_and_the_scale_is_kept_below_100():
 def test_wrong_arguments_are_refused(call):
     with pytest.raises(ValueError, match=r"expected|empty|temperature|queue"):
         call()
+
+
+@pytest.mark.parametrize("positives", ["out", "in"])
+def test_rows_without_label_are_negatives_only(positives):
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double, requires_grad=True)
+    labels = torch.tensor([0, 0, -1, 1, 1, 1, -1, -1, 2])
+    z = torch.nn.functional.normalize(x)
+    s = (z @ z.T / 0.2).masked_fill(torch.eye(9, dtype=torch.bool), -torch.inf)
+    terms = []
+    for i, label in enumerate(labels.tolist()):
+        p = [j for j in range(9) if j != i and labels[j] == label >= 0]
+        if p:
+            inside = s[i, p].mean() if positives == "out" else s[i, p].exp().mean().log()
+            terms.append(s[i].logsumexp(0) - inside)
+    expected = torch.stack(terms).mean()
+    found = sup_con(x, labels, temperature=0.2, positives=positives)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, x)[0], torch.autograd.grad(expected, x)[0])
+    assert float(sup_con(x, torch.full((9,), -1)).detach()) == 0

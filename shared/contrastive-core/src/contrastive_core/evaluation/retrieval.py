@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -149,17 +150,29 @@ class RetrievalRanking:
             given = None if relevant is None else _array(relevant(block)).astype(bool)
             if given is not None and given.shape != (block.stop - block.start, self.size):
                 raise ValueError(f"relevance is [b n], got {given.shape} for {block} of {self.size}")
-            rows = np.full((block.stop - block.start, len(self.measures)), np.nan)
-            for row, scores in enumerate(self._gallery.scores(queries[block])):
-                if given is not None:
-                    hit = given[row].copy()
-                else:
-                    assert self._labels is not None
-                    assert targets is not None
-                    hit = self._labels.shared(targets[start + row])
-                own = None if self._ids is None or names is None else self._ids.places(names[start + row])
-                rows[row] = self._measure(scores, hit, own)
-            self._rows.append(rows)
+            targeted = None if targets is None else targets[block]
+            excluded = None if names is None else names[block]
+            self._rows.append(self._ranked(self._gallery.prepare(queries[block]), given, targeted, excluded))
+
+    def _ranked(
+        self, prepared: np.ndarray, given: np.ndarray | None, targets: Any, names: np.ndarray | None
+    ) -> Float[np.ndarray, "b m"]:
+        """Measures of one block of queries; the threads of torch share its rows, sorting lets them run side by side."""
+
+        def one(row: int) -> list[float]:
+            if given is not None:
+                hit = given[row].copy()
+            else:
+                assert self._labels is not None
+                hit = self._labels.shared(targets[row])
+            own = None if self._ids is None or names is None else self._ids.places(names[row])
+            return self._measure(self._gallery.row(prepared, row), hit, own)
+
+        workers = min(torch.get_num_threads(), len(prepared))
+        if workers == 1:
+            return np.array([one(row) for row in range(len(prepared))])
+        with ThreadPoolExecutor(workers) as pool:
+            return np.array(list(pool.map(one, range(len(prepared)))))
 
     def compute(self) -> RetrievalScores:
         """Means over the queries so far, of all processes."""
@@ -249,8 +262,11 @@ class _Codes:
         if not _is_codes(queries) or queries.shape[1] != self._width:
             raise ValueError(f"queries are packed codes of {self._width} bytes, got {queries.dtype} {queries.shape}")
 
-    def scores(self, queries: Any) -> Any:
-        return (distances_to(query, self._words) for query in words(_array(queries)).T)
+    def prepare(self, queries: Any) -> np.ndarray:
+        return words(_array(queries)).T
+
+    def row(self, prepared: np.ndarray, number: int) -> np.ndarray:
+        return distances_to(prepared[number], self._words)
 
     def ranks(self, distance: np.ndarray, hit: np.ndarray, own: np.ndarray | None, depth: int) -> np.ndarray:
         distance = self._without(distance, own)
@@ -294,12 +310,15 @@ class _Floats:
         if _is_codes(queries) or queries.shape[1] != self._rows.shape[1]:
             raise ValueError(f"queries are [q {self._rows.shape[1]}], got {queries.dtype} {tuple(queries.shape)}")
 
-    def scores(self, queries: Any) -> Any:
+    def prepare(self, queries: Any) -> np.ndarray:
         rows = self._prepare(_wide(queries).to(self._rows))
         scores = rows @ self._rows.T
         if self._squares is not None:
             scores = scores.mul_(2).sub_(self._squares)
         return scores.cpu().numpy()
+
+    def row(self, prepared: np.ndarray, number: int) -> np.ndarray:
+        return prepared[number]
 
     def ranks(self, scores: np.ndarray, hit: np.ndarray, own: np.ndarray | None, depth: int) -> np.ndarray:
         if scores.dtype == np.float64:

@@ -40,7 +40,8 @@ def sup_con(
 
     Args:
         embeddings: One row per view, any norm; views of one item share its label.
-        labels: Class of every row; rows of one class are each other's positives.
+        labels: Class of every row; rows of one class are each other's positives. A row with a negative label has no
+            known class: it is left out of the mean and stays a negative of the others.
         temperature: Positive number, or a tensor that learns.
         positives: Average over positives outside or inside the logarithm.
         gather: Use the rows of all processes of ``torch.distributed``, with exact gradients.
@@ -63,7 +64,9 @@ def sup_con(
     counts = local_sizes(x, gather)
     keys, key_labels = gathered(x, counts, gather), gather_rows(labels, counts) if gather else labels
     mine, index = item_ids(x, None, counts, gather)
-    _, classes = key_labels.unique(return_inverse=True)
+    # A row without label is a class of its own: nobody's positive, everybody's negative.
+    alone = key_labels.max().clamp(min=0) + 1 + torch.arange(len(key_labels), device=key_labels.device)
+    _, classes = torch.where(key_labels < 0, alone, key_labels).unique(return_inverse=True)
     own, size = classes[mine], classes.bincount()
     others = (size[own] - 1).to(x.dtype)
     has = others > 0
