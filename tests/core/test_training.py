@@ -1,6 +1,7 @@
 """Training: bit-identical resumption after a kill, the guard against NaN, logs, folders, schedules."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -284,20 +285,23 @@ print("returned")
 """
 
 
-def test_two_processes_train_as_one_with_the_global_batch_and_resume(tmp_path):
+def test_two_processes_train_as_one_with_the_global_batch_and_resume(tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text(DISTRIBUTED)
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
 
-    def train(name, devices, steps):
-        words = [sys.executable, tmp_path / "train.py", tmp_path / name, str(devices), str(steps)]
+    def train(steps):
+        words = [sys.executable, tmp_path / "train.py", tmp_path / "two", "2", str(steps)]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("returned") == 1
-        return load_file(tmp_path / name / "model.safetensors")
+        return load_file(tmp_path / "two" / "model.safetensors")
 
-    one = train("one", 1, 10)  # an epoch is six batches of 8 and one of 2
-    train("two", 2, 5)
-    two = train("two", 2, 10)
+    # An epoch is six batches of 8 and one of 2.
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / "one"), "1", "10"])
+    runpy.run_path(str(tmp_path / "train.py"))
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    train(5)
+    two = train(10)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10)
     rows = RunFolder.open(tmp_path / "two").metrics()

@@ -31,14 +31,15 @@ def claims(seeds: Sequence[int], data: Path | None, *, series: int = 3000, steps
         series: Synthetic series a corpus.
         steps: Training steps of the tiny encoder, batch 128.
     """
-    started = time.perf_counter()
+    started, jobs = time.perf_counter(), os.cpu_count() or 1
     sets, skipped = benchmark_sets(data)
     arms: dict[str, dict[str, list[float]]] = {kind: {} for kind in _KINDS}
     table: list[dict[str, Any]] = []
 
     def record(arm: str, model: Mantis, readout: Readout, seed: int, kinds: Sequence[Any]) -> None:
         results = {
-            name: frozen_probes(model, *parts, readout=readout, kinds=kinds, seed=seed) for name, parts in sets.items()
+            name: frozen_probes(model, *parts, readout=readout, kinds=kinds, seed=seed, jobs=jobs)
+            for name, parts in sets.items()
         }
         for kind in kinds:
             arms[kind].setdefault(arm, []).append(statistics.fmean(each[kind].accuracy for each in results.values()))
@@ -58,7 +59,7 @@ def claims(seeds: Sequence[int], data: Path | None, *, series: int = 3000, steps
         )
         for kind in _KINDS:
             if kind == "rf":
-                scores = [raw_forest(*parts, seed=seed) for parts in sets.values()]
+                scores = [raw_forest(*parts, seed=seed, jobs=jobs) for parts in sets.values()]
                 arms[kind].setdefault("raw values", []).append(statistics.fmean(scores))
             if kind == "1nn":
                 scores = [euclidean_1nn(*parts) for parts in sets.values()]

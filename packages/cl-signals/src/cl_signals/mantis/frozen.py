@@ -86,6 +86,7 @@ def frozen_probes(
     readout: Readout,
     kinds: Sequence[ProbeKind] = ("rf", "logreg", "1nn"),
     seed: int = 0,
+    jobs: int = 1,
 ) -> dict[ProbeKind, ProbeResult]:
     """Test results of simple classifiers on frozen embeddings.
 
@@ -96,11 +97,12 @@ def frozen_probes(
         readout: What is taken as embedding.
         kinds: Probes.
         seed: Seed of the probes.
+        jobs: Processor cores the forest uses; the result does not depend on them.
     """
     y, y_test = _labels(train, test)
     models = [model] if isinstance(model, Mantis) else model
     z, z_test = (embed_fused(models, part, readout) for part in (train, test))
-    return {kind: probe(z, y, z_test, y_test, kind=kind, seed=seed) for kind in kinds}
+    return {kind: probe(z, y, z_test, y_test, kind=kind, seed=seed, jobs=jobs) for kind in kinds}
 
 
 def euclidean_1nn(train: SeriesSet, test: SeriesSet, length: int = 512) -> float:
@@ -111,11 +113,11 @@ def euclidean_1nn(train: SeriesSet, test: SeriesSet, length: int = 512) -> float
     return float((y[squared.argmin(1)] == y_test).mean())
 
 
-def raw_forest(train: SeriesSet, test: SeriesSet, *, seed: int = 0, length: int = 512) -> float:
+def raw_forest(train: SeriesSet, test: SeriesSet, *, seed: int = 0, length: int = 512, jobs: int = 1) -> float:
     """Test accuracy of a random forest on the resized raw values."""
     y, y_test = _labels(train, test)
     return probe(
-        _flat(to_batch(train, length)), y, _flat(to_batch(test, length)), y_test, kind="rf", seed=seed
+        _flat(to_batch(train, length)), y, _flat(to_batch(test, length)), y_test, kind="rf", seed=seed, jobs=jobs
     ).accuracy
 
 
