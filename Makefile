@@ -8,7 +8,8 @@ BIN := .venv/bin
 DEMO ?= demo-run
 # uv from the PATH when there is one, else a private copy in .tools/.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
-MEMBERS := shared/contrastive-core packages/cl-foundations packages/cl-medical packages/cl-signals apps/bench
+MEMBERS := shared/contrastive-core packages/cl-foundations packages/cl-graphtext packages/cl-medical \
+	packages/cl-retrieval packages/cl-signals packages/cl-video3d apps/bench
 THREADS ?= 2
 
 help:  ## list the targets
@@ -25,7 +26,7 @@ $(UV):
 	@echo "==> setting up .venv/ with the locked versions (the first time downloads about 3 GB, most of it torch)"
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
 	@$(UV) export --quiet --frozen --all-packages --all-groups --no-emit-workspace -o .venv/requirements.txt
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip sync --require-hashes .venv/requirements.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip sync --compile-bytecode --require-hashes .venv/requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --quiet --no-deps --no-build-isolation $(addprefix -e ,$(MEMBERS))
 	@touch $@
 

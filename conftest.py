@@ -8,7 +8,7 @@ import pytest
 from jaxtyping import config, install_import_hook
 
 install_import_hook(
-    ["contrastive_core", "cl_foundations", "cl_medical", "cl_signals"],
+    ["contrastive_core", "cl_foundations", "cl_graphtext", "cl_medical", "cl_retrieval", "cl_signals", "cl_video3d"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int serves as a float
 )
 

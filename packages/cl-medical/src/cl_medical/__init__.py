@@ -1,4 +1,4 @@
-"""Contrastive representation learning for time series."""
+"""Contrastive learning for medical images."""
 
 from importlib.metadata import version
 
