@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -69,10 +70,14 @@ def test_training_leaves_a_whole_run_folder(place):
 @pytest.mark.parametrize("likelihood", ["infonce", "spectral_exact", "spectral_mc"])
 @pytest.mark.parametrize("method", ["simclr", "ncl", "cfa", "cnfa"])
 def test_every_method_trains_with_every_likelihood(place, tmp_path, method, likelihood):
-    words = ["--method", method, "--likelihood", likelihood, *TINY, "--steps", 2, "--batch-size", 8, "--threads", 1]
-    assert run("train", place / "flat", tmp_path / "run", *words) == 0
+    folder = place / method
+    if likelihood != "infonce":
+        folder = tmp_path / "run"
+        words = ["--method", method, "--likelihood", likelihood, *TINY, "--steps", 2, "--batch-size", 8]
+        assert run("train", place / "flat", folder, *words, "--threads", 1) == 0
     kind = {"cfa": NormalPosterior, "cnfa": WeibullPosterior}.get(method, PointPosterior)
-    model = load_model(tmp_path / "run")
+    model = load_model(folder)
+    assert (model.config.method, model.config.likelihood) == (method, likelihood)
     posterior = model(torch.rand(2, 3, 16, 16))
     assert isinstance(posterior, kind)
     assert method not in ("ncl", "cnfa") or (posterior.mean() >= 0).all()
@@ -152,7 +157,7 @@ def test_embed(place, tmp_path):
 def test_evaluate(place, tmp_path, capsys):
     capsys.readouterr()
     words = ["evaluate", place / "cnfa", place / "data", "--ood", place / "flat", "--json", "--out", tmp_path / "out"]
-    assert run(*words) == 0
+    assert run(*words, "--corruptions") == 0
     results = json.loads(capsys.readouterr().out)
     for where in ("features", "mean"):
         assert 0 <= results[where]["linear"] <= 1
@@ -161,6 +166,15 @@ def test_evaluate(place, tmp_path, capsys):
     assert set(results["uncertainty"]) == {"entropy", "cv", "var_dir", "kl", "norm", "probe confidence"}
     assert {row["score"] for row in results["ood"]} == {"entropy", "cv", "var_dir", "kl", "norm"}
     assert [row["factors"] for row in results["selection"]] == [4, 8]
+    clean, *corrupted, mean = results["robustness"]
+    assert clean["linear on features"] == results["features"]["linear"]
+    assert clean["knn on mean"] == results["mean"]["knn"]
+    assert {row["corruption"] for row in corrupted} == {"noise", "blur", "contrast", "pixelate", "jpeg"}
+    assert len(corrupted) == 25
+    assert mean["knn on mean"] == pytest.approx(np.mean([row["knn on mean"] for row in corrupted]))
+    # All images lie between two greys: drawing them to their own grey leaves dark and bright apart.
+    assert corrupted[10]["corruption"] == "contrast"
+    assert corrupted[10]["linear on features"] > 0.7
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["test_images"] == 12
     assert "Reliability" in (tmp_path / "out" / "report.html").read_text()
     assert run("evaluate", place / "simclr", place / "data", "--protocols", "knn") == 0
@@ -203,10 +217,36 @@ def test_ood(place, tmp_path, capsys):
     assert "norm" in capsys.readouterr().out
 
 
-def test_uncertainty_of_spectral_gaussian_models_is_refused(place, capsys):
+def test_uncertainty_of_spectral_gaussian_models_is_refused(place, tmp_path, capsys):
     words = ["ood", place / "spectral", place / "data", place / "flat"]
     assert "the same for every image" in refused(capsys, *words)
     assert run(*words, "--force") == 0
+    for words in (
+        ["embed", place / "spectral", place / "flat", tmp_path / "e.npz"],
+        ["predict", place / "spectral", place / "flat", tmp_path / "p.csv", "--labelled", place / "data"],
+        ["evaluate", place / "spectral", place / "data", "--protocols", "uncertainty"],
+    ):
+        assert run(*words) == 0
+        assert "say nothing about single images" in capsys.readouterr().err
+    assert "say nothing about single images" in (place / "spectral" / "report.html").read_text()
+
+
+def test_sets_of_one_name_are_kept_apart(place, tmp_path, capsys):
+    for name in ("a", "b"):
+        shutil.copytree(place / "flat", tmp_path / name / "set")
+    capsys.readouterr()
+    assert run("ood", place / "simclr", place / "data", tmp_path / "a" / "set", tmp_path / "b" / "set", "--json") == 0
+    names = [row["set"] for row in json.loads(capsys.readouterr().out)["ood"]]
+    assert names == [str(tmp_path / "a" / "set"), str(tmp_path / "b" / "set")]
+
+
+def test_a_broken_test_image_is_found_before_training(place, tmp_path, capsys):
+    shutil.copytree(place / "data", tmp_path / "data")
+    (tmp_path / "data" / "test" / "dark" / "0.png").write_bytes(b"no image")
+    text = refused(capsys, "train", tmp_path / "data", tmp_path / "run", *TINY, *SHORT)
+    assert "no image format that is known" in text
+    assert str(tmp_path / "data" / "test" / "dark" / "0.png") in text
+    assert not (tmp_path / "run").exists()
 
 
 def test_predict(place, tmp_path):
@@ -252,6 +292,13 @@ def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
     )
     assert ".npz" in refused(capsys, "embed", place / "cfa", data, tmp_path / "e.csv")
     assert "missing" in refused(capsys, "embed", tmp_path / "no", data, tmp_path / "e.npz")
+    for words in (
+        ["embed", place / "cfa", data, tmp_path / "e.npz"],
+        ["evaluate", place / "cfa", data],
+        ["ood", place / "cfa", data, place / "flat"],
+        ["predict", place / "cfa", data, tmp_path / "p.csv", "--labelled", data],
+    ):
+        assert "--seed" in refused(capsys, *words, "--seed", "-1")
     assert not out.exists()
     assert not (tmp_path / "p.csv").exists()
     assert not (tmp_path / "e.npz").exists()
@@ -291,16 +338,24 @@ def test_more_factors_than_images_is_said():
 
 
 @pytest.mark.parametrize(
-    ("name", "width"), [("timm:resnet10t", 512), ("torchvision:mobilenet_v3_small", 1024), ("resnet18-cifar", 512)]
+    ("name", "width"),
+    [
+        ("timm:resnet10t", 512),
+        ("torchvision:mobilenet_v3_small", 1024),
+        ("torchvision:squeezenet1_1", 512),  # no linear layer
+        ("torchvision:googlenet", 1024),  # auxiliary classifiers
+        ("resnet18-cifar", 512),
+    ],
 )
 def test_backbones_of_both_libraries(name, width):
     model = FactorModel(ModelConfig(method="cfa", backbone=name, image_size=32, hidden=8, factors=4))
     assert model.width == width
-    assert model.eval()(torch.rand(2, 3, 32, 32)).mean().shape == (2, 4)
+    assert model.train()(torch.rand(2, 3, 32, 32)).mean().shape == (2, 4)
 
 
-def test_a_transformer_takes_the_image_size_it_is_given():
-    model = FactorModel(ModelConfig(method="cfa", backbone="vit_tiny_patch16_224", image_size=32, hidden=8, factors=4))
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "timm:mixer_s32_224"])
+def test_a_network_of_patches_takes_the_image_size_it_is_given(name):
+    model = FactorModel(ModelConfig(method="cfa", backbone=name, image_size=32, hidden=8, factors=4))
     assert model.eval()(torch.rand(1, 3, 32, 32)).mean().shape == (1, 4)
 
 

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from cl_foundations.cfa.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from cl_foundations.cfa.corruptions import CORRUPTIONS, SEVERITIES, corrupt, uniform_noise
 from cl_foundations.cfa.data import has_parts, read_images, read_parts
 from cl_foundations.cfa.samples import write_samples
 from cl_foundations.cfa.views import ViewSettings, gaussian_blur, random_view
@@ -380,6 +380,16 @@ def test_corruptions_grow_with_severity(kind):
     for each in changed:
         assert each.shape == photograph.shape
         assert 0 <= float(each.min()) <= float(each.max()) <= 1
+
+
+def test_uniform_noise_shows_nothing_and_is_drawn_afresh():
+    images = torch.zeros(4, 3, 16, 16)
+    generator = torch.Generator().manual_seed(0)
+    first, second = uniform_noise(images, generator), uniform_noise(images, generator)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, uniform_noise(images, torch.Generator().manual_seed(0)))
+    assert float(first.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(first.std()) == pytest.approx(12**-0.5, abs=0.02)
 
 
 @pytest.mark.unchecked

@@ -19,6 +19,7 @@ from cl_foundations.cfa.posterior import (
 from cl_foundations.cfa.system import monitor
 from contrastive_core.losses import non_negative, nt_xent, spectral_contrastive, sup_con
 from contrastive_core.nn import GaussianHead, WeibullHead
+from scipy import integrate, stats
 
 
 def draw(seed=0):
@@ -47,7 +48,11 @@ def test_kl_of_weibull_and_gamma(k, lam, alpha, beta, value):
     shape, scale = torch.tensor([float(k)]).double(), torch.tensor([float(lam)]).double()
     exact = float(kl_weibull_gamma(shape, scale, alpha, beta))
     assert exact == pytest.approx(value, abs=1e-4)
+    q, p = stats.weibull_min(k, scale=lam), stats.gamma(alpha, scale=1 / beta)
+    by_quadrature, _ = integrate.quad(lambda u: q.logpdf(q.ppf(u)) - p.logpdf(q.ppf(u)), 0, 1, limit=500)
+    assert exact == pytest.approx(by_quadrature, abs=1e-5)
     q = torch.distributions.Weibull(scale, shape)
+    torch.manual_seed(0)
     z = q.sample((400_000,))
     ratio = q.log_prob(z) - torch.distributions.Gamma(float(alpha), float(beta)).log_prob(z)
     assert float(ratio.mean()) == pytest.approx(exact, abs=4 * float(ratio.std()) / 400_000**0.5 + 1e-9)
@@ -106,10 +111,20 @@ def test_the_variance_of_a_narrow_weibull_does_not_cancel():
 @MAKERS
 def test_the_exact_spectral_loss_is_the_mean_of_sampled_ones(make):
     a, b = make(6, 3, 0, torch.float64), make(6, 3, 1, torch.float64)
-    exact = contrastive_likelihood(a, b, likelihood="spectral_exact")
+
+    def plain(x, y):
+        """The spectral contrastive loss of every draw, by its definition."""
+        squares = torch.einsum("sik,sjk->sij", x, y).square()
+        return squares[:, ~torch.eye(6, dtype=torch.bool)].mean(1) - 2 * (x * y).sum(2).mean(1)
+
     g = draw(3)
-    values = torch.stack([contrastive_likelihood(a, b, likelihood="spectral_mc", generator=g) for _ in range(20_000)])
-    assert float(exact) == pytest.approx(float(values.mean()), abs=4 * float(values.std()) / 20_000**0.5)
+    values = plain(a.rsample(100_000, g), b.rsample(100_000, g))
+    exact = contrastive_likelihood(a, b, likelihood="spectral_exact")
+    assert float(exact) == pytest.approx(float(values.mean()), abs=4 * float(values.std()) / 100_000**0.5)
+    g = draw(4)
+    few = plain(a.rsample(50, g), b.rsample(50, g)).mean()
+    sampled = contrastive_likelihood(a, b, likelihood="spectral_mc", samples=50, generator=draw(4))
+    torch.testing.assert_close(sampled, few)
 
 
 def test_without_variance_the_exact_spectral_loss_is_the_plain_one():
@@ -202,8 +217,8 @@ def test_without_kl_and_variance_cfa_is_simclr():
     a, b = (torch.randn(6, 5, generator=draw(seed)) for seed in range(2))
     still = [NormalPosterior(z, torch.full_like(z, -math.inf)) for z in (a, b)]
     ours = negative_elbo(*still, eta=0.0, temperature=0.2)
-    # η is zero, but the KL of a point is infinite: only the likelihood is comparable.
-    assert float(ours.likelihood) == float(nt_xent(a, b, temperature=0.2))
+    assert math.isinf(float(ours.kl))  # of a point; without weight it leaves the loss alone
+    assert float(ours.loss) == float(nt_xent(a, b, temperature=0.2))
     points = negative_elbo(PointPosterior(a), PointPosterior(b), eta=0.7, temperature=0.2)
     assert float(points.loss) == float(nt_xent(a, b, temperature=0.2))
 
@@ -322,7 +337,8 @@ def test_the_monitor_sees_dead_factors():
     assert seen["dead"] == 1
     assert seen["active"] == 3
     assert float(seen["entropy"]) == pytest.approx(0.5 * math.log(2 * math.pi * math.e))
-    assert monitor(WeibullPosterior(torch.full((2, 2), 100.0), torch.ones(2, 2)))["shape_at_bound"] == 1
+    shapes = torch.tensor([[100.0, 5.0], [100.0, 0.5]])
+    assert monitor(WeibullPosterior(shapes, torch.ones(2, 2)), shape_min=0.5)["shape_at_bound"] == 0.75
 
 
 def test_heads_stay_in_full_precision_under_autocast():

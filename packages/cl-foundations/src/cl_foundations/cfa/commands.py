@@ -2,12 +2,14 @@
 
 import dataclasses
 import json as json_format
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from contrastive_core.errors import InputError
+from contrastive_core.errors import ContrastiveWarning, InputError
 from contrastive_core.evaluation import fit_probe
 from contrastive_core.files import atomic_write, write_json
 from contrastive_core.report import Report
@@ -16,7 +18,7 @@ from cyclopts import Parameter
 
 from cl_foundations.cfa import samples as sample_images
 from cl_foundations.cfa.data import ImageSet, OnCorrupt, Split, has_parts, read_images, read_parts
-from cl_foundations.cfa.evaluate import PROTOCOLS, Protocol, corruption_table, evaluate_embeddings
+from cl_foundations.cfa.evaluate import PROTOCOLS, Protocol, corruption_table, evaluate_embeddings, robustness
 from cl_foundations.cfa.figures import factor_grid, severity_curves
 from cl_foundations.cfa.inference import SCORES, embed
 from cl_foundations.cfa.interpret import top_images
@@ -98,6 +100,8 @@ def train_model(
         raise InputError("contrastive training needs at least two images", where=data, why=f"found {len(images)}")
     if objective.supervised:
         images.labelled("training with classes as positives")
+    # Read before training, so that a test image that cannot be read is not found out after it.
+    test = read_images(data, model.image_size, split="test", on_corrupt=on_corrupt) if parts else None
     config: dict[str, Any] = {
         "command": "train",
         "data": str(data),
@@ -117,7 +121,6 @@ def train_model(
             train=train, workers=workers,
         )  # fmt: skip
         save_model(network, run)
-        test = read_images(data, model.image_size, split="test", on_corrupt=on_corrupt) if parts else None
         if side != model.image_size:
             images = read_images(data, model.image_size, split="train" if parts else "all", on_corrupt=on_corrupt)
         results = training_report(run, network, images, test, prior=objective.prior, seed=train.seed)
@@ -190,7 +193,8 @@ def embed_images(
     _refuse_existing(out, overwrite)
     if out.suffix != ".npz":
         raise InputError("embeddings are written as .npz", where=out, remedy="end the name in .npz")
-    _at_least_one(draws, "--draws")
+    _at_least(1, draws, "--draws")
+    _at_least(0, seed, "--seed")
     model = load_model(run)
     images = read_images(data, model.config.image_size, split=split, on_corrupt=on_corrupt)
     found = embed(model, images, prior=_prior(run), draws=draws, seed=seed)
@@ -198,6 +202,7 @@ def embed_images(
     arrays["paths"] = np.array(found.ids)
     if found.labels is not None:
         arrays |= {"labels": found.labels, "classes": np.array(found.classes)}
+    _note_uninformative(model)
     with atomic_write(out) as temporary:
         np.savez(temporary, **arrays)
     print(f"{len(images)} embeddings of {found.mean.shape[1]} factors in {out}")
@@ -209,6 +214,7 @@ def evaluate(
     *,
     protocols: tuple[Protocol, ...] = PROTOCOLS,
     ood: tuple[Path, ...] = (),
+    corruptions: bool = False,
     seed: int = 0,
     on_corrupt: OnCorrupt = "refuse",
     out: Path | None = None,
@@ -224,25 +230,31 @@ def evaluate(
         data: Labelled images; without train and test folders, a fifth of every class is drawn for the test.
         protocols: knn, linear, retrieval, factors, selection, uncertainty.
         ood: Images out of the distribution, for AUROC and FPR95 of the uncertainties; may be given several times.
+        corruptions: Also judge the probes, fitted on clean images, on the test images under noise, blur, contrast,
+            pixelate and jpeg in five severities each.
         seed: Seed of probes and draws.
         on_corrupt: Refuse unreadable images, or skip them with a note.
         out: Folder for evaluation.json and report.html.
         json: Print JSON instead of tables.
         overwrite: Replace old results in that folder.
     """
+    _at_least(0, seed, "--seed")
     _refuse_filled(out, overwrite)
     model, prior = load_model(run), _prior(run)
     side = model.config.image_size
     train, test = read_parts(data, side, seed=seed, on_corrupt=on_corrupt)
     train.labelled("evaluation")
     test.labelled("evaluation")
-    others = {path.name: read_images(path, side, on_corrupt=on_corrupt) for path in ood}
+    others = {name: read_images(path, side, on_corrupt=on_corrupt) for name, path in _named(ood).items()}
     fitted, judged = (embed(model, part, prior=prior, seed=seed) for part in (train, test))
     results: dict[str, Any] = {"train_images": len(train), "test_images": len(test)}
     results |= evaluate_embeddings(fitted, judged, protocols=protocols, seed=seed)
     outside = {name: embed(model, images, prior=prior, seed=seed) for name, images in others.items()}
     if outside:
         results["ood"] = detections(judged, outside)
+    if corruptions:
+        results["robustness"] = robustness(model, fitted, judged, test, seed=seed)
+    _note_uninformative(model, of_interest="uncertainty" in protocols or bool(outside))
     if out is not None:
         report = Report(f"Evaluation of {run}")
         report.facts({"model": _describe(model), "data": data, "images": f"{len(train)} train, {len(test)} test"})
@@ -282,8 +294,8 @@ def factors(
         on_corrupt: Refuse unreadable images, or skip them with a note.
         overwrite: Replace old results.
     """
-    _at_least_one(top, "--top")
-    _at_least_one(shown, "--shown")
+    _at_least(1, top, "--top")
+    _at_least(1, shown, "--shown")
     _refuse_filled(out, overwrite)
     model = load_model(run)
     images = read_images(data, model.config.image_size, split=split, on_corrupt=on_corrupt)
@@ -343,14 +355,15 @@ def ood(
     """
     if not others and not corruptions:
         raise InputError("there is nothing to compare with", remedy="name other images, or pass --corruptions")
-    _at_least_one(draws, "--draws")
+    _at_least(1, draws, "--draws")
+    _at_least(0, seed, "--seed")
     _refuse_filled(out, overwrite)
     model, prior = load_model(run), _prior(run)
     refuse_uninformative(model, run, force=force)
     side = model.config.image_size
     chosen: Split = split or ("test" if has_parts(data) else "all")
     inside = read_images(data, side, split=chosen, on_corrupt=on_corrupt)
-    sets = {path.name: read_images(path, side, on_corrupt=on_corrupt) for path in others}
+    sets = {name: read_images(path, side, on_corrupt=on_corrupt) for name, path in _named(others).items()}
     known = embed(model, inside, prior=prior, draws=draws, seed=seed)
     outside = {name: embed(model, each, prior=prior, draws=draws, seed=seed) for name, each in sets.items()}
     results: dict[str, Any] = {"images": len(inside), "ood": detections(known, outside)}
@@ -397,6 +410,7 @@ def predict(
         on_corrupt: Refuse unreadable images, or skip them with a note.
         overwrite: Replace an existing file.
     """
+    _at_least(0, seed, "--seed")
     _refuse_existing(out, overwrite)
     model, prior = load_model(run), _prior(run)
     side = model.config.image_size
@@ -406,6 +420,7 @@ def predict(
     probe = fit_probe(embed(model, known, prior=prior, seed=seed).features, y, kind="logreg", seed=seed)
     probabilities = probe.predict_proba(found.features)
     best = probabilities.argmax(1)
+    _note_uninformative(model)
     write_csv(
         out,
         [
@@ -439,7 +454,7 @@ def refuse_uninformative(model: FactorModel, where: object, *, force: bool) -> N
     Raises:
         InputError: A normal posterior trained with a spectral likelihood, and not ``force``.
     """
-    if model.config.method == "cfa" and model.config.likelihood != "infonce" and not force:
+    if model.config.uninformative and not force:
         raise InputError(
             "the uncertainties of this model say nothing about single images",
             where=where,
@@ -448,9 +463,25 @@ def refuse_uninformative(model: FactorModel, where: object, *, force: bool) -> N
         )
 
 
+def _note_uninformative(model: FactorModel, *, of_interest: bool = True) -> None:
+    if model.config.uninformative and of_interest:
+        warnings.warn(
+            "under a spectral likelihood the best variance of a normal factor is the same for every image: the "
+            "uncertainties say nothing about single images",
+            ContrastiveWarning,
+            stacklevel=3,
+        )
+
+
 def _prior(run: Path) -> GammaPrior:
     config = RunFolder.open(run).config()
     return GammaPrior(float(config.get("prior_shape", 1.0)), float(config.get("prior_rate", 1.0)))
+
+
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Sets by the last part of their path, or by the whole path where several sets end alike."""
+    names = [path.resolve().name for path in paths]
+    return {name if names.count(name) == 1 else str(path): path for name, path in zip(names, paths, strict=True)}
 
 
 def _describe(model: FactorModel) -> str:
@@ -476,9 +507,9 @@ def _class_indices(images: ImageSet, names: tuple[str, str]) -> tuple[int, int]:
     return first, second
 
 
-def _at_least_one(value: int, option: str) -> None:
-    if value < 1:
-        raise InputError("the option is at least 1", where=option, why=f"got {value}")
+def _at_least(least: int, value: int, option: str) -> None:
+    if value < least:
+        raise InputError(f"the option is at least {least}", where=option, why=f"got {value}")
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

@@ -75,6 +75,11 @@ def corruption(kind: Corruption, severity: int) -> Callable[[Tensor, torch.Gener
     return change
 
 
+def uniform_noise(images: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+    """Images that show nothing, of the same shape: every value uniform in [0, 1]."""
+    return torch.rand(images.shape, generator=generator).to(images)
+
+
 def _jpeg(image: Tensor, quality: int) -> Tensor:
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor, to_pil_image

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from contrastive_core.errors import ContrastiveWarning, InputError
 from jaxtyping import Int, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -255,7 +255,7 @@ def decode(data: bytes, side: int, where: object) -> UInt8[Tensor, "3 side side"
         raise InputError(
             "an image cannot be read",
             where=where,
-            why=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            why=_reason(error),
             remedy="restore or remove the file, or leave such files out with --on-corrupt skip",
         ) from error
     return _square(_rgb(image, where), side)
@@ -357,7 +357,17 @@ def _check_header(data: bytes, where: object) -> None:
     try:
         Image.open(io.BytesIO(data)).verify()
     except Exception as error:  # as in decode
-        raise InputError("an image cannot be read", where=where, why=str(error)) from error
+        raise InputError(
+            "an image cannot be read", where=where, why=_reason(error),
+            remedy="restore or remove the file, or leave such files out with --on-corrupt skip",
+        ) from error  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read; Pillow's own words name the address of a buffer where no format is known."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is in no image format that is known"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _read_npz(path: Path, side: int) -> ImageSet:

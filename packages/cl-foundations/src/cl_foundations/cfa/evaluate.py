@@ -191,6 +191,53 @@ def corruption_table(
     return rows, trends
 
 
+def robustness(
+    model: FactorModel, train: Embeddings, test: Embeddings, images: ImageSet, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Accuracy of probes on corrupted test images; the probes are fitted on clean training images.
+
+    Args:
+        model: The model.
+        train: Labelled training images.
+        test: Labelled test images.
+        images: The test images themselves.
+        seed: Seed of probes and noise.
+
+    Returns:
+        A row for the clean images, one for every corruption at every severity, and their mean without the clean ones:
+        accuracy of logistic regression and of k-NN, on features and on factors.
+    """
+    y, y_test = labels_of(train), labels_of(test)
+    places: dict[str, np.ndarray] = {"features": train.features, "mean": train.mean}
+    probes = {
+        **{f"linear on {place}": (place, fit_probe(z, y, kind="logreg", seed=seed)) for place, z in places.items()},
+        **{f"knn on {place}": (place, fit_probe(z, y, kind="knn", scale=False)) for place, z in places.items()},
+    }
+
+    def accuracies(found: Embeddings) -> dict[str, float]:
+        z = {"features": found.features, "mean": found.mean}
+        return {
+            name: float((fitted.classes_[fitted.predict_proba(z[place]).argmax(1)] == y_test).mean())
+            for name, (place, fitted) in probes.items()
+        }
+
+    rows: list[dict[str, Any]] = [
+        {
+            "corruption": kind,
+            "severity": severity,
+            **accuracies(embed(model, images, draws=1, seed=seed, change=corruption(kind, severity))),
+        }
+        for kind in CORRUPTIONS
+        for severity in SEVERITIES
+    ]
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in probes}
+    return [
+        {"corruption": "none", "severity": 0, **accuracies(test)},
+        *rows,
+        {"corruption": "mean of all", "severity": "1-5", **mean},
+    ]
+
+
 def aurc(uncertainty: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"]) -> float:
     """Area under the risk-coverage curve (Geifman & El-Yaniv, 2017): mean error rate of the most certain images.
 

@@ -68,6 +68,11 @@ class ModelConfig:
                 why=f"got {self.shape_min}; below 0.3 the moments overwhelm single precision",
             )
 
+    @property
+    def uninformative(self) -> bool:
+        """Whether the variances tell nothing about single images: normal factors under a spectral likelihood."""
+        return self.method == "cfa" and self.likelihood != "infonce"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return dataclasses.asdict(self)
@@ -230,10 +235,12 @@ def _from_library(library: str, name: str, image_size: int, *, hub: bool) -> nn.
         )
     try:
         if not in_timm:
-            return _without_classifier(models.get_model(name, weights="DEFAULT" if hub else None))
+            # Published weights of a transformer belong to its own size; untrained it can have any.
+            size = {"image_size": image_size} if name.startswith("vit_") and not hub else {}
+            return _without_classifier(models.get_model(name, weights="DEFAULT" if hub else None, **size))
         model = timm.create_model(name, pretrained=hub, num_classes=0)
-        fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
-        if fixed is not None and tuple(fixed) != (image_size, image_size):
+        patches = (module for module in model.modules() if isinstance(module, timm.layers.PatchEmbed))
+        if any(each.img_size not in (None, (image_size, image_size)) for each in patches):
             model = timm.create_model(name, pretrained=hub, num_classes=0, img_size=image_size)
         return model
     except (OSError, RuntimeError) as error:
@@ -248,9 +255,15 @@ def _from_library(library: str, name: str, image_size: int, *, hub: bool) -> nn.
 
 
 def _without_classifier(model: nn.Module) -> nn.Module:
-    """Replace the last linear layer, the classifier of every torchvision model, by nothing."""
-    name = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
-    parent, _, child = name.rpartition(".")
+    """Replace the classifier of a torchvision model by nothing, and leave auxiliary classifiers out."""
+    for name in ("AuxLogits", "aux1", "aux2"):
+        if hasattr(model, name):
+            setattr(model, name, None)
+            model.aux_logits = False
+    # The last linear layer; SqueezeNet, which has none, ends in a convolution.
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    linear = [path for path, module in layers if isinstance(module, nn.Linear)]
+    parent, _, child = (linear or [path for path, _ in layers])[-1].rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Identity())
     return model
 

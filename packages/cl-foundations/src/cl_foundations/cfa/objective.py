@@ -18,7 +18,7 @@ class ELBO(NamedTuple):
     """The negative evidence lower bound and its parts.
 
     Attributes:
-        loss: ``likelihood + η kl``.
+        loss: ``likelihood + η kl``; the likelihood alone where η is 0.
         likelihood: Contrastive term.
         kl: KL of the posteriors from the prior, averaged over views and images; per factor or summed over factors.
     """
@@ -69,7 +69,8 @@ def negative_elbo(
     kl = 0.5 * (first.kl(prior) + second.kl(prior)).mean()
     if likelihood == "infonce":
         kl = kl / first.mean().shape[1]
-    return ELBO(value + eta * kl, value, kl)
+    # The KL of a point is infinite; without weight it must not turn the loss into NaN.
+    return ELBO(value + eta * kl if eta else value, value, kl)
 
 
 def contrastive_likelihood(

@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 from contrastive_core.evaluation import ProbeResult, probe
 from contrastive_core.report import Report
-from contrastive_core.training import RunFolder, seeded_generator
-from jaxtyping import Float
-from torch import Tensor, rand
+from contrastive_core.training import RunFolder
 
-from cl_foundations.cfa.corruptions import Corruption, corruption
+from cl_foundations.cfa.corruptions import Corruption, corruption, uniform_noise
 from cl_foundations.cfa.data import ImageSet
 from cl_foundations.cfa.evaluate import detection
 from cl_foundations.cfa.figures import factor_grid, histograms, reliability
@@ -80,6 +78,12 @@ def training_report(
     outside = _outside(model, test, prior, seed)
     if "entropy" in judged.scores:
         add_histograms(report, judged, outside)
+        if model.config.uninformative:
+            report.text(
+                "Under a spectral likelihood the best variance of a normal factor is the same for every image: these "
+                "uncertainties say nothing about single images.",
+                "Uncertainty",
+            )
         results["auroc_entropy"] = {
             name: detection(judged.scores["entropy"], each.scores["entropy"]).auroc for name, each in outside.items()
         }
@@ -204,9 +208,5 @@ def _outside(model: FactorModel, images: ImageSet, prior: GammaPrior, seed: int)
     out = {}
     for kind in _SEVEREST:
         out[f"{kind}, severity 5"] = embed(model, images, prior=prior, seed=seed, change=corruption(kind, 5))
-
-    def noise(x: Float[Tensor, "b 3 h w"], _: Any) -> Float[Tensor, "b 3 h w"]:
-        return rand(x.shape, generator=seeded_generator(seed, len(x))).to(x)
-
-    out["uniform noise"] = embed(model, images, prior=prior, seed=seed, change=noise)
+    out["uniform noise"] = embed(model, images, prior=prior, seed=seed, change=uniform_noise)
     return out

@@ -143,7 +143,7 @@ class FactorSystem(L.LightningModule):
         )
         self.log("loss", terms.loss, prog_bar=True)
         self.log("likelihood", terms.likelihood)
-        self.log_dict({**monitor(first), "kl": terms.kl.detach()})
+        self.log_dict({**monitor(first, self.model.config.shape_min), "kl": terms.kl.detach()})
         return terms.loss
 
     def configure_optimizers(self) -> Any:
@@ -169,13 +169,17 @@ class FactorSystem(L.LightningModule):
 
 
 @torch.no_grad()
-def monitor(posterior: FactorPosterior) -> dict[str, Tensor]:
+def monitor(posterior: FactorPosterior, shape_min: float = 1.0) -> dict[str, Tensor]:
     """What tells a collapse of the posterior early.
+
+    Args:
+        posterior: Posteriors of a batch.
+        shape_min: Lower limit of Weibull shapes.
 
     Returns:
         ``active``: factors whose mean varies over the batch (variance above 0.01); ``dead``: factors whose mean never
-        exceeds 0.01; ``entropy``: mean entropy a factor, in nats; ``shape_at_bound``: share of Weibull shapes at their
-        upper limit.
+        exceeds 0.01; ``entropy``: mean entropy a factor, in nats; ``shape_at_bound``: share of Weibull shapes at one
+        of their limits.
     """
     mean = posterior.mean()
     # Both are spreads over the batch: a batch of one has none.
@@ -184,5 +188,6 @@ def monitor(posterior: FactorPosterior) -> dict[str, Tensor]:
     if posterior.family != "point":
         out["entropy"] = posterior.entropy().mean() / mean.shape[1]
     if isinstance(posterior, WeibullPosterior):
-        out["shape_at_bound"] = (posterior.shape >= 99.9).float().mean()
+        at_bound = (posterior.shape >= 99.9) | (posterior.shape <= shape_min + 1e-2)
+        out["shape_at_bound"] = at_bound.float().mean()
     return out

@@ -32,6 +32,7 @@ def as_tables(results: dict[str, Any]) -> list[Table]:
             ("Finding the probe's errors", [{"score": name, **each} for name, each in results["uncertainty"].items()])
         )
     for key, title in (
+        ("robustness", "Accuracy on corrupted test images, probes fitted on clean ones"),
         ("ood", "In- against out-of-distribution"),
         ("spearman_with_severity", "Rank correlation with the severity of corruptions"),
         ("corruptions", "Corruptions against clean images"),
@@ -71,6 +72,6 @@ def finite(value: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
