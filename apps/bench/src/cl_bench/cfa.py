@@ -274,7 +274,8 @@ def _images(seeds: Sequence[int], data: Path | None, steps: int) -> list[Claim]:
         ),
         *(
             against("uncertainty", f"AUROC of {score}, {what}", f"{score}_{key}", arm, 0.5)
-            for arm, score in ((entropy, "entropy"), ("CNFA", "entropy"), ("CNFA", "cv"))
+            for arm in (entropy, "CNFA")
+            for score in ("entropy", "cv", "var_dir")
             for key, what in (
                 ("outside", f"other images, {arm}"),
                 ("noise", f"uniform noise, {arm}"),
