@@ -1,4 +1,4 @@
-"""The claims can be measured; what they find is no test."""
+"""The claims and the speed can be measured; what they find is no test."""
 
 import math
 
@@ -20,3 +20,11 @@ def test_every_direction_is_measured_on_the_sample_images(monkeypatch):
     for result in results:
         assert all(math.isfinite(value) for arm in result["arms"].values() for value in arm["values"])
     assert sum(result["gate"] for result in results) >= 8
+
+
+def test_the_speed_is_measured_on_the_same_values():
+    spectral = cfa._spectral_race(1, count=64, factors=8).to_dict()
+    assert float(spectral["notes"].split()[-1]) < 1e-4
+    for entry in (spectral, cfa._step_race("cnfa", "tiny", 2, 1).to_dict()):
+        assert entry["ratio"] > 0
+        assert entry["ours_seconds"] > 0

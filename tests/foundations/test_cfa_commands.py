@@ -52,6 +52,12 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def unreported(monkeypatch):
+    """Trainings without their report, for tests of something else; most of such a short run would be its pictures."""
+    monkeypatch.setattr("cl_foundations.cfa.commands.training_report", lambda *_, **__: {})
+
+
 def test_training_leaves_a_whole_run_folder(place):
     for method in ("simclr", "ncl", "cfa", "cnfa", "spectral"):
         names = {entry.name for entry in (place / method).iterdir()}
@@ -69,7 +75,7 @@ def test_training_leaves_a_whole_run_folder(place):
 
 @pytest.mark.parametrize("likelihood", ["infonce", "spectral_exact", "spectral_mc"])
 @pytest.mark.parametrize("method", ["simclr", "ncl", "cfa", "cnfa"])
-def test_every_method_trains_with_every_likelihood(place, tmp_path, method, likelihood):
+def test_every_method_trains_with_every_likelihood(place, tmp_path, unreported, method, likelihood):
     folder = place / method
     if likelihood != "infonce":
         folder = tmp_path / "run"
@@ -83,7 +89,7 @@ def test_every_method_trains_with_every_likelihood(place, tmp_path, method, like
     assert method not in ("ncl", "cnfa") or (posterior.mean() >= 0).all()
 
 
-def test_training_learns(place, tmp_path):
+def test_training_learns(place, tmp_path, unreported):
     words = ["--method", "cfa", *TINY, "--steps", 60, "--batch-size", 24, "--log-every", 1, "--threads", 1]
     gentle = ["--views.jitter-share", "0.0", "--views.gray", "0.0"]  # here brightness is the class
     assert run("train", place / "data", tmp_path / "run", *words, *gentle) == 0
@@ -91,7 +97,7 @@ def test_training_learns(place, tmp_path):
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
 
 
-def test_a_run_repeats_and_resumes_to_the_same_weights(place, tmp_path):
+def test_a_run_repeats_and_resumes_to_the_same_weights(place, tmp_path, unreported):
     words = ["--method", "cnfa", *TINY, "--batch-size", 8, "--threads", 1, "--checkpoint-every", 2]
     for name in ("a", "b"):
         assert run("train", place / "data", tmp_path / name, *words, "--steps", 4) == 0
@@ -133,7 +139,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(place, tmp_path
         ["--method", "cnfa", "--shape-min", "0.5", "--precision", "bf16-mixed"],
     ],
 )
-def test_options_work(place, tmp_path, options):
+def test_options_work(place, tmp_path, unreported, options):
     assert run("train", place / "data", tmp_path / "run", *options, *TINY, *SHORT) == 0
 
 
@@ -321,7 +327,7 @@ def test_one_class_and_one_image(place, tmp_path, capsys):
     assert not (tmp_path / "run2").exists()
 
 
-def test_equal_images_train_and_stay_finite(tmp_path):
+def test_equal_images_train_and_stay_finite(tmp_path, unreported):
     np.savez(tmp_path / "same.npz", x=np.full((8, 16, 16, 3), 77, np.uint8), y=np.arange(8) % 2)
     words = ["--method", "cnfa", *TINY, "--steps", 2, "--batch-size", 8, "--threads", 1, "--log-every", 1]
     still = ["--views.jitter-share", "0.0", "--views.gray", "0.0", "--views.blur", "0.0"]

@@ -1,5 +1,6 @@
 """Backbone, head and posterior: from pixels to distributions over factors."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -239,8 +240,10 @@ def _from_library(library: str, name: str, image_size: int, *, hub: bool) -> nn.
             size = {"image_size": image_size} if name.startswith("vit_") and not hub else {}
             return _without_classifier(models.get_model(name, weights="DEFAULT" if hub else None, **size))
         model = timm.create_model(name, pretrained=hub, num_classes=0)
-        patches = (module for module in model.modules() if isinstance(module, timm.layers.PatchEmbed))
-        if any(each.img_size not in (None, (image_size, image_size)) for each in patches):
+        sizes = [getattr(getattr(model, part, None), "img_size", None) for part in ("patch_embed", "stem")]
+        if all(size in (None, (image_size, image_size)) for size in sizes):
+            return model
+        with contextlib.suppress(TypeError):  # a family of one size only, which the caller will find out
             model = timm.create_model(name, pretrained=hub, num_classes=0, img_size=image_size)
         return model
     except (OSError, RuntimeError) as error:
@@ -256,10 +259,9 @@ def _from_library(library: str, name: str, image_size: int, *, hub: bool) -> nn.
 
 def _without_classifier(model: nn.Module) -> nn.Module:
     """Replace the classifier of a torchvision model by nothing, and leave auxiliary classifiers out."""
-    for name in ("AuxLogits", "aux1", "aux2"):
+    for name, nothing in {"AuxLogits": None, "aux1": None, "aux2": None, "aux_logits": False}.items():
         if hasattr(model, name):
-            setattr(model, name, None)
-            model.aux_logits = False
+            setattr(model, name, nothing)
     # The last linear layer; SqueezeNet, which has none, ends in a convolution.
     layers = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     linear = [path for path, module in layers if isinstance(module, nn.Linear)]
