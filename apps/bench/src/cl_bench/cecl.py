@@ -15,7 +15,7 @@ import av
 import numpy as np
 import torch
 from cl_video3d.cecl.baselines import backbone_features, load_backbone, siti_features, trial_features
-from cl_video3d.cecl.clips import ClipSettings, plan_clips
+from cl_video3d.cecl.clips import ClipSettings
 from cl_video3d.cecl.clusters import fit_clusters
 from cl_video3d.cecl.curves import log_rates, rate_at_quality
 from cl_video3d.cecl.echo import EchoSettings, measure
@@ -25,11 +25,11 @@ from cl_video3d.cecl.model import EchoModel, ModelConfig, embed_clips
 from cl_video3d.cecl.samples import write_samples
 from cl_video3d.cecl.store import EchoSet, read_store
 from cl_video3d.cecl.system import EchoSystem, ObjectiveSettings, OptimSettings
-from cl_video3d.cecl.training import clip_shape, train_echo, training_set
+from cl_video3d.cecl.training import train_echo
 from cl_video3d.cecl.views import ViewSettings
 from cl_video3d.video.encoding import EncodeSetting
 from cl_video3d.video.manifest import Entry, read_manifest
-from cl_video3d.video.reading import luma, probe, read_windows
+from cl_video3d.video.reading import luma, probe
 from contrastive_core.errors import ContrastiveWarning
 from contrastive_core.training import RunFolder, TrainSettings
 from safetensors.torch import save_file
@@ -289,7 +289,7 @@ def _scaling(rounds: int) -> Speed:
             return task
 
         return race("cecl: extraction with two workers", run(2), run(1), peer="one worker", rounds=min(rounds, 2),
-                    notes=f"{len(entries)} videos, 12 clips each, x265 medium at 4 CRFs, starting the workers included")  # fmt: skip
+                    notes=f"{len(entries)} videos, 12 clips each, x265 medium at 4 CRFs, workers' start included")  # fmt: skip
 
 
 def _long_input(rounds: int) -> Speed:

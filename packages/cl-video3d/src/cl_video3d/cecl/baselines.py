@@ -173,7 +173,8 @@ def _from_transformers(name: str) -> Backbone:
 
 def _unreachable(name: str, error: Exception) -> InputError:
     return InputError("the backbone's weights could not be fetched", where=f"--backbone {name}",
-                      why=str(error).splitlines()[0], remedy="fetch them elsewhere and name the local path")  # fmt: skip
+                      why=str(error).splitlines()[0],
+                      remedy="fetch them elsewhere and name the local path")  # fmt: skip
 
 
 def _load(model: torch.nn.Module, path: Path) -> None:

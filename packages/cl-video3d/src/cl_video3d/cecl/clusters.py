@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from contrastive_core.errors import InputError
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from cl_video3d.cecl.curves import curve_distances, log_rates, rate_at_quality
 from cl_video3d.cecl.store import EchoSet
+from cl_video3d.video.encoding import LARGEST_CRF, Codec
 
 Algorithm = Literal["rq-kmeans", "bd-kmedoids"]
 Space = Literal["echo", "grid"]
@@ -47,6 +48,17 @@ class RQClusters:
 
     def __len__(self) -> int:
         return len(self.log_rate)
+
+    @property
+    def largest_crf(self) -> int:
+        """End of the CRF scale of the codec."""
+        return LARGEST_CRF[self.codec]
+
+    @property
+    def codec(self) -> Codec:
+        """Codec of the operating points."""
+        name = self.settings[0].split()[0]
+        return next(codec for codec in get_args(Codec) if codec == name)
 
     def assign(self, echoes: EchoSet) -> Int[np.ndarray, " n"]:
         """Cluster of measured clips.
@@ -123,7 +135,8 @@ def fit_clusters(
     counts = range(_RANGE[0], min(_RANGE[1], len(echoes) - 1) + 1) if clusters is None else (clusters,)
     if not counts or min(counts) < 2 or max(counts) >= len(echoes):
         raise InputError("the clips cannot be divided into so many clusters", where="--clusters",
-                         why=f"got {clusters} for {len(echoes)} clips", remedy="use 2 or more, fewer than clips")  # fmt: skip
+                         why=f"got {clusters} for {len(echoes)} clips",
+                         remedy="use 2 or more, fewer than clips")  # fmt: skip
     points = _points(log_rate, quality, space, grid)
     distances = curve_distances(log_rate, quality) if algorithm == "bd-kmedoids" else None
     fits = [_fit(points, distances, count, seed) for count in counts]

@@ -97,9 +97,7 @@ def curve_distances(
     return np.where(rate_fine | quality_fine, both, far)
 
 
-def _gaps(
-    x: np.ndarray, y: np.ndarray, other_x: np.ndarray, other_y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _gaps(x: np.ndarray, y: np.ndarray, other_x: np.ndarray, other_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Absolute mean difference of y over the common interval of x, and whether that is long enough."""
     grid = np.linspace(min(x.min(), other_x.min()), max(x.max(), other_x.max()), _GRID)
     ours, theirs = (

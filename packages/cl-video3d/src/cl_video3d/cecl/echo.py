@@ -64,7 +64,8 @@ class EchoSettings:
                 raise InputError("a value is given twice", where=option, why=f"got {values}")
         if not self.codec or 1.0 not in self.shares:
             raise InputError("the clip's own resolution is always measured", where="--codec, --shares",
-                             why=f"got {self.codec}, {self.shares}", remedy="include a codec, and the share 1")  # fmt: skip
+                             why=f"got {self.codec}, {self.shares}",
+                             remedy="include a codec, and the share 1")  # fmt: skip
         self.settings()  # refuses what an encoder cannot do
 
     def settings(self) -> tuple[EncodeSetting, ...]:
@@ -220,4 +221,3 @@ def echo_vectors(
         spread = np.log2(np.maximum(frame_bpp, BPP_FLOOR)).reshape(len(bpp), -1)
         parts = [*parts, psnr_std / 6, spread]
     return np.concatenate(parts, axis=1)
-

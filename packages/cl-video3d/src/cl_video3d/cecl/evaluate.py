@@ -191,9 +191,7 @@ def mean_scores(scores: Sequence[FoldScores]) -> dict[str, float]:
     return {name: float(np.mean([getattr(each, name) for each in scores])) for name in names}
 
 
-def spread_within(
-    values: Float[np.ndarray, "n q"], labels: Sequence[Any] | Int[np.ndarray, " n"]
-) -> float:
+def spread_within(values: Float[np.ndarray, "n q"], labels: Sequence[Any] | Int[np.ndarray, " n"]) -> float:
     """Mean variance inside the groups of some labelling, weighed by their sizes.
 
     Args:

@@ -197,9 +197,7 @@ def work(task: Task) -> Done:
             for key, setting in zip(mine, settings, strict=True):
                 if key in rows:
                     continue
-                result, decoded = measure(
-                    frames, setting, fps=fps, with_ssim=task.echo.ssim, with_vmaf=task.echo.vmaf
-                )
+                result, decoded = measure(frames, setting, fps=fps, with_ssim=task.echo.ssim, with_vmaf=task.echo.vmaf)
                 lost = residual_map(luma(frames), luma(decoded)) if task.echo.residuals else None
                 rows[key] = (to_row(result), lost)
                 encoded += 1

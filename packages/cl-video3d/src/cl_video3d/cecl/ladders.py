@@ -1,14 +1,15 @@
 """Bit rate ladders: the fixed one, one for each cluster, and the convex hull of a video (section 5.6)."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from contrastive_core.errors import InputError
 from jaxtyping import Float, Int
 
 from cl_video3d.cecl.clusters import RQClusters
-from cl_video3d.cecl.curves import interpolate, log_rates, rate_at_quality
+from cl_video3d.cecl.curves import interpolate, log_rates, quality_at_rate, rate_at_quality
 from cl_video3d.cecl.store import EchoSet
 from cl_video3d.video.bjontegaard import Delta, bd_quality, bd_rate
 from cl_video3d.video.encoding import Codec
@@ -26,7 +27,7 @@ class Rung:
     Attributes:
         quality: Quality the step aims at, in dB.
         bpp: Rate, in bits a pixel of the source.
-        crf: Constant quality that gives about this, at the middle clip of the cluster.
+        crf: Constant quality that gives the wanted quality for the median clip of the cluster, within the codec's range.
         expected_quality: Mean quality of the cluster's training clips at this rate.
         low: A tenth of them fall below this quality.
         high: A tenth of them exceed it.
@@ -99,7 +100,7 @@ def crossovers(
         One a pair of neighbours, largest first, not ascending: ``c_k = min(c_k, c_(k-1))``.
     """
     found = []
-    for (large_rate, large_quality), (small_rate, small_quality) in zip(curves[:-1], curves[1:], strict=True):
+    for (large_rate, large_quality), (small_rate, small_quality) in itertools.pairwise(curves):
         low = min(large_rate.min(), small_rate.min())
         high = max(large_rate.max(), small_rate.max())
         grid = np.linspace(low, high, 257)
@@ -176,7 +177,8 @@ def resolution_curves(echoes: EchoSet, codec: Codec | None = None) -> Resolution
     shares = sorted({s.share for s in echoes.settings if s.codec == wanted and s.control == "crf"}, reverse=True)
     if len(shares) < 2:
         raise InputError("a ladder over resolutions needs several", where=echoes.folder,
-                         why=f"measured at the shares {shares}", remedy="measure with --shares 1 0.667 0.5")  # fmt: skip
+                         why=f"measured at the shares {shares}",
+                         remedy="measure with --shares 1 0.667 0.5")  # fmt: skip
     names = [f"{clip.video_id}@{clip.short_side}" for clip in echoes.clips]
     videos = tuple(dict.fromkeys(names))
     rates, qualities, heights = [], [], []
@@ -241,42 +243,43 @@ def cluster_crossovers(
 
 
 def rungs(
-    echoes: EchoSet,
+    parts: Mapping[float, EchoSet],
     labels: Int[np.ndarray, " n"],
     clusters: RQClusters,
     *,
     targets: Sequence[float] = TARGETS,
     shares: Sequence[Sequence[float]] | None = None,
 ) -> list[list[Rung]]:
-    """A ladder for each cluster: the median rate its training clips need for each quality.
+    """A ladder for each cluster: the median rate its training clips need for each quality, and the CRF that gives it.
 
     Args:
-        echoes: Training clips at the operating points of the clusters.
+        parts: Training clips at each resolution, by share; 1 is always among them.
         labels: Their clusters.
         clusters: The clusters; the mean curve stands in for one without clips.
         targets: Qualities, in dB.
         shares: Resolution of each cluster's steps, as shares of the source's; 1 when absent.
     """
-    log_rate, quality = log_rates(echoes.measured["bpp"]), echoes.measured["psnr"]
     crf = np.array(clusters.crf)
-    grid = np.array(sorted(targets), dtype=np.float64)
     out = []
     for cluster in range(len(clusters)):
         mine = labels == cluster
-        r, q = (log_rate[mine], quality[mine]) if mine.any() else (
-            clusters.log_rate[cluster : cluster + 1], clusters.quality[cluster : cluster + 1]
-        )  # fmt: skip
-        needed, beyond = rate_at_quality(r, q, grid)
-        rate = np.median(needed, axis=0)
         steps = []
-        for place, target in enumerate(grid.tolist()):
-            reached = np.array([interpolate(a, b, rate[place : place + 1])[0] for a, b in zip(r, q, strict=True)])
-            at_crf = np.array([interpolate(b, crf, np.array([target]))[0] for b in q])
+        for place, target in enumerate(sorted(targets)):
+            share = 1.0 if shares is None else float(shares[cluster][place])
+            measured = parts[share].measured
+            if mine.any():
+                r, q = log_rates(measured["bpp"][mine]), measured["psnr"][mine]
+            else:
+                r, q = clusters.log_rate[cluster : cluster + 1], clusters.quality[cluster : cluster + 1]
+            needed, beyond = rate_at_quality(r, q, np.array([target]))
+            rate = np.median(needed, axis=0)
+            reached = quality_at_rate(r, q, np.repeat(rate[None], len(r), axis=0))[:, 0]
+            at_crf = np.median([interpolate(each, crf, np.array([target]))[0] for each in q])
             steps.append(
                 Rung(
-                    target, float(2 ** rate[place]), float(np.median(at_crf)), float(reached.mean()),
-                    float(np.quantile(reached, 0.1)), float(np.quantile(reached, 0.9)),
-                    1.0 if shares is None else float(shares[cluster][place]), float(beyond[:, place].mean()),
+                    float(target), float(2 ** rate[0]), float(np.clip(at_crf, 0, clusters.largest_crf)),
+                    float(reached.mean()), float(np.quantile(reached, 0.1)), float(np.quantile(reached, 0.9)), share,
+                    float(beyond.mean()),
                 )
             )  # fmt: skip
         out.append(steps)
@@ -297,8 +300,7 @@ def rung_error(
         rates: ``log2`` rate each clip gets for each target.
         targets: Wanted qualities.
     """
-    reached = np.stack([interpolate(r, q, a) for r, q, a in zip(log_rate, quality, rates, strict=True)])
-    return float(np.abs(reached - np.asarray(targets)).mean())
+    return float(np.abs(quality_at_rate(log_rate, quality, rates) - np.asarray(targets)).mean())
 
 
 def ladder_rates(

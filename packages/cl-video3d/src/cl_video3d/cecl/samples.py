@@ -1,4 +1,4 @@
-"""Sample videos: real ones from installed packages, photographs set in motion, and generated ones of graded complexity."""
+"""Sample videos: real ones from installed packages, panned photographs, generated ones of graded complexity."""
 
 import importlib.metadata
 import shutil
@@ -68,8 +68,7 @@ def write_samples(
         if out.exists():
             shutil.rmtree(out)
         fresh.rename(out)
-    moved = [Entry(entry.video_id, out / entry.path.relative_to(fresh), entry.group) for entry in entries]
-    return moved
+    return [Entry(entry.video_id, out / entry.path.relative_to(fresh), entry.group) for entry in entries]
 
 
 def packaged_videos() -> dict[str, Path]:

@@ -28,7 +28,8 @@ class ViewSettings:
     def __post_init__(self) -> None:
         if (self.size is not None and self.size < 16) or (self.frames is not None and self.frames < 4):
             raise InputError("a view is too small", where="--views.size, --views.frames",
-                             why=f"got {self.size}, {self.frames}", remedy="use at least 16 pixels and 4 frames")  # fmt: skip
+                             why=f"got {self.size}, {self.frames}",
+                             remedy="use at least 16 pixels and 4 frames")  # fmt: skip
         if self.luma < 0:
             raise InputError("the offset of brightness is not negative", where="--views.luma", why=f"got {self.luma}")
 

@@ -30,7 +30,7 @@ DEFAULT_CRF: dict[Codec, tuple[int, ...]] = {
     "av1": (23, 35, 47, 59),
     "vp9": (23, 35, 47, 59),
 }
-_LARGEST_CRF: dict[Codec, int] = {"h264": 51, "hevc": 51, "av1": 63, "vp9": 63}
+LARGEST_CRF: dict[Codec, int] = {"h264": 51, "hevc": 51, "av1": 63, "vp9": 63}
 _SMALLEST_SIDE: dict[Codec, int] = {"h264": 16, "hevc": 32, "av1": 64, "vp9": 8}
 _NAMED_PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo",
@@ -70,10 +70,10 @@ class EncodeSetting:
                 "the encoder has no such preset", where="--preset", why=f"got {self.preset} for {self.codec}",
                 remedy=f"use {wanted}",
             )  # fmt: skip
-        if self.control == "crf" and not 0 <= self.value <= _LARGEST_CRF[self.codec]:
+        if self.control == "crf" and not 0 <= self.value <= LARGEST_CRF[self.codec]:
             raise InputError(
                 "the CRF is out of range", where="--crf", why=f"got {self.value:g} for {self.codec}",
-                remedy=f"use 0 to {_LARGEST_CRF[self.codec]}",
+                remedy=f"use 0 to {LARGEST_CRF[self.codec]}",
             )  # fmt: skip
         if self.control == "kbps" and not 0 < self.value < 1e7:
             raise InputError("the bit rate is positive", where="--kbps", why=f"got {self.value:g}")
