@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 Interpolation = Literal["pchip", "cubic", "akima"]
-Curve = Float[np.ndarray, "n 2"]
+Curve = Float[np.ndarray, "_ 2"]
 _FEWEST = 4
 
 
