@@ -38,8 +38,7 @@ def write(path, y, *, pix_fmt="yuv420p", codec="libx264", times=None, options=No
             stream.codec_context.color_trc = color_trc
         stream.options = options or {"crf": "10", "preset": "ultrafast", "g": "8"}
         for index, frame in enumerate(y):
-            grey = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="gray8")
-            picture = grey.reformat(format=pix_fmt)
+            picture = _picture(frame, pix_fmt)
             picture.pts = 10 * index if times is None else times[index]
             picture.time_base = Fraction(1, 300)
             if color_trc is not None:
@@ -47,6 +46,17 @@ def write(path, y, *, pix_fmt="yuv420p", codec="libx264", times=None, options=No
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
+
+
+def _picture(frame, pix_fmt):
+    """Limited-range luma as a grey picture in some format."""
+    if pix_fmt == "yuv444p":  # odd sizes can only be had like this
+        return av.VideoFrame.from_ndarray(np.stack([frame, *np.full((2, *frame.shape), 128, np.uint8)]), format=pix_fmt)
+    picture = av.VideoFrame.from_ndarray(planar(frame[None].astype(float))[0], format="yuv420p")
+    if pix_fmt == "yuv420p":
+        return picture
+    full = {"src_color_range": "MPEG", "dst_color_range": "JPEG"} if pix_fmt == "yuvj420p" else {}
+    return picture.reformat(format=pix_fmt, **full)
 
 
 def film(count=40, height=128, width=160, seed=0, blur=1.5):

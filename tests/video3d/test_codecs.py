@@ -11,7 +11,7 @@ from cl_video3d.video.encoding import DEFAULT_PRESET, EncodeSetting, available_c
 from cl_video3d.video.reading import luma
 from contrastive_core.errors import InputError
 
-from .conftest import moving, planar
+from .conftest import moving, planar, texture
 
 CODECS = ("h264", "hevc", "av1", "vp9")
 
@@ -30,6 +30,18 @@ def test_encoders_are_deterministic_and_give_frames_in_order(codec):
     for index in range(12):
         errors = [np.abs(luma(first.frames)[index].astype(int) - luma(clip)[other]).mean() for other in range(12)]
         assert int(np.argmin(errors)) == index
+
+
+@pytest.mark.parametrize("side", [64, 96])
+@pytest.mark.parametrize("codec", CODECS)
+def test_bits_do_not_depend_on_where_frames_lie_in_memory(codec, side):
+    """Smooth clips and frames of one coding tree unit are those whose bits changed from run to run."""
+    smooth = moving(8, side, picture=16 + texture(side + 24, blur=8.0) * 219 / 255)
+    setting, between, found = EncodeSetting(codec, DEFAULT_PRESET[codec], "crf", 22), [], set()
+    for turn in range(12):
+        between.append(np.random.default_rng(turn).bytes(10_000 + 997 * turn))
+        found.add(int(encode(smooth, setting).frame_bits.sum()))
+    assert len(found) == 1
 
 
 def test_rates_and_resolutions():

@@ -26,7 +26,7 @@ EchoKind = Literal["stats", "extended", "rate", "quality"]
 # log2 of fewer bits says nothing about the picture any more; static clips at high CRF get there.
 BPP_FLOOR = 1e-5
 RESIDUAL_BLOCK = 4
-_FORMAT = 2  # raise when what a cached row means changes
+_FORMAT = 3  # raise when what a cached row means changes
 
 
 @dataclasses.dataclass(frozen=True)

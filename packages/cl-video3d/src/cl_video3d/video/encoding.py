@@ -232,18 +232,22 @@ def _encoder(setting: EncodeSetting, count: int, fps: float, width: int, height:
     if setting.control == "kbps":
         context.bit_rate = round(1000 * setting.value)
     os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 writes a banner to standard error for every clip otherwise
-    context.options = _options(setting, count)
+    context.options = _options(setting, count, width, height)
     return context
 
 
-def _options(setting: EncodeSetting, count: int) -> dict[str, str]:
+def _options(setting: EncodeSetting, count: int, width: int, height: int) -> dict[str, str]:
     quality = {"crf": f"{setting.value:g}"} if setting.control == "crf" else {}
     if setting.codec == "h264":
-        return {"preset": setting.preset, "keyint_min": str(count), "sc_threshold": "0", **quality}
+        # Some of x264's vector code gives other decisions for other alignments of memory: bits would not repeat.
+        stable = {"x264-params": "cpu-independent=1"}
+        return {"preset": setting.preset, "keyint_min": str(count), "sc_threshold": "0", **stable, **quality}
     if setting.codec == "hevc":
         threads = "pools=none:frame-threads=1:info=0:log-level=none"
         structure = f"keyint={count}:min-keyint={count}:scenecut=0:open-gop=0"
-        return {"preset": setting.preset, "x265-params": f"{threads}:{structure}", **quality}
+        # Frames of a single coding tree unit (64 pixels) come out differently every time.
+        units = ":ctu=16" if max(width, height) <= 64 else ""
+        return {"preset": setting.preset, "x265-params": f"{threads}:{structure}{units}", **quality}
     if setting.codec == "av1":
         return {"preset": setting.preset, "svtav1-params": f"lp=1:keyint={count}:scd=0", **quality}
     lag = {"lag-in-frames": str(min(count, 25)), "row-mt": "0", "deadline": "good"}
