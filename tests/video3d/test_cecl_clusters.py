@@ -40,7 +40,9 @@ def synthetic(intercepts, *, slope=6.0, groups=None, jitter=0.1, seed=0):
     log_rate = (quality - np.asarray(intercepts)[:, None] - rng.normal(0, jitter, (n, 1))) / slope
     groups = [f"g{k % 6}" for k in range(n)] if groups is None else groups
     clips = tuple(
-        ClipRecord(f"c{k}", f"v{k}", groups[k], "", "", 0, 0, 0, 0, 0, 30.0, 30.0, 1920, 1080, 0.1 * k, "", "", 0, "", ())
+        ClipRecord(
+            f"c{k}", f"v{k}", groups[k], "", "", 0, 0, 0, 0, 0, 30.0, 30.0, 1920, 1080, 0.1 * k, "", "", 0, "", ()
+        )
         for k in range(n)
     )
     settings = tuple(EncodeSetting(value=crf) for crf in CRF)
@@ -68,7 +70,9 @@ def test_rate_and_quality_invert_each_other():
     echoes = synthetic(FAMILIES)
     log_rate, quality = np.log2(echoes.measured["bpp"]), echoes.measured["psnr"]
     rates, outside = rate_at_quality(log_rate, quality, np.array([30.0, 34.0, 60.0]))
-    np.testing.assert_allclose(quality_at_rate(log_rate, quality, rates), np.tile([30.0, 34.0, 60.0], (24, 1)), rtol=1e-9)
+    np.testing.assert_allclose(
+        quality_at_rate(log_rate, quality, rates), np.tile([30.0, 34.0, 60.0], (24, 1)), rtol=1e-9
+    )
     assert outside.tolist() == [[False, False, True]] * 24
 
 
@@ -260,7 +264,7 @@ def test_scores_of_features_that_know_and_that_do_not():
     noise = score_features(rng.normal(size=(120, 8)), echoes, fold)
     assert perfect.accuracy > 0.9
     assert perfect.spearman > 0.999
-    assert perfect.nmi > 0.7
+    assert perfect.nmi > 0.5 > 0.2 > noise.nmi
     assert perfect.ordinal < 0.15
     assert noise.accuracy < 0.6
     assert abs(noise.spearman) < 0.4

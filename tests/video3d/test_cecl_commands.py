@@ -71,7 +71,9 @@ def test_evaluation_compares_with_baselines(place, tmp_path, capsys):
     assert all(row["BD-rate, %"] is None or row["BD-rate, %"] <= 1e-9 for row in hull)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png") == 3
-    assert run("evaluate", place / "echo", "--baselines", "siti", "--test-split", "test", "--clusters", 2, "--json") == 0
+    assert (
+        run("evaluate", place / "echo", "--baselines", "siti", "--test-split", "test", "--clusters", 2, "--json") == 0
+    )
     assert json.loads(capsys.readouterr().out)["folds"] == 1
 
 

@@ -83,7 +83,17 @@ def test_slices_of_h264_and_hevc():
     start = b"\0\0\0\1"
     h264 = start + b"\x67abc" + start + b"\x68de" + b"\0\0\1\x06" + b"x" * 600 + b"\0\0\1\x65" + b"y" * 40 + b"\0\0"
     assert bitstream.slice_bytes(h264, "h264") == 41
-    hevc = start + bytes([32 << 1, 1]) + b"vps" + start + bytes([39 << 1, 1]) + b"sei" + start + bytes([19 << 1, 1]) + b"zz"
+    hevc = (
+        start
+        + bytes([32 << 1, 1])
+        + b"vps"
+        + start
+        + bytes([39 << 1, 1])
+        + b"sei"
+        + start
+        + bytes([19 << 1, 1])
+        + b"zz"
+    )
     assert bitstream.slice_bytes(hevc, "hevc") == 4
     assert bitstream.slice_bytes(b"anything", "vp9") == 8
     for packet, codec in ((b"\1\2\3", "h264"), (b"", "mpeg2")):
@@ -151,8 +161,8 @@ CURVE = np.array([[100.0, 30.0], [200.0, 33.5], [400.0, 36.0], [900.0, 39.0], [1
 def test_identities_of_the_deltas(kind):
     assert bd_rate(CURVE, CURVE, interpolation=kind).value == pytest.approx(0, abs=1e-9)
     assert bd_rate(CURVE, CURVE * [2, 1], interpolation=kind).value == pytest.approx(100)
-    assert bd_quality(CURVE, CURVE + [0, 1], interpolation=kind).value == pytest.approx(1)
-    other = CURVE * [1.3, 1] + [0, 0.4]
+    assert bd_quality(CURVE, CURVE + np.array([0, 1]), interpolation=kind).value == pytest.approx(1)
+    other = CURVE * [1.3, 1] + np.array([0, 0.4])
     a, b = (bd_rate(*pair, interpolation=kind).value / 100 for pair in ((CURVE, other), (other, CURVE)))
     assert (1 + a) * (1 + b) == pytest.approx(1)
 
@@ -170,7 +180,7 @@ def test_rate_delta_is_the_integral():
 
 
 def test_curves_without_a_delta_say_why():
-    apart = bd_rate(CURVE, CURVE + [0, 50])
+    apart = bd_rate(CURVE, CURVE + np.array([0, 50]))
     assert math.isnan(apart.value)
     assert "share no quality" in apart.reason
     assert "share no rate" in bd_quality(CURVE, CURVE * [1e4, 1]).reason

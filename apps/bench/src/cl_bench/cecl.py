@@ -49,14 +49,14 @@ _FOLDS = 2
 
 
 def claims(
-    seeds: Sequence[int], data: Path | None, *, clips: int = 30, photographs: int = 10, epochs: int = 15
+    seeds: Sequence[int], data: Path | None, *, clips: int = 20, photographs: int = 5, epochs: int = 15
 ) -> list[Claim]:
     """Whether embeddings from the echo tell complexity better than SimCLR's, SI/TI, and an image network's.
 
     Args:
         seeds: Seeds of network, views and folds; all arms share them.
         data: Folder of further videos, or with a manifest.csv; added to the sample data.
-        clips: Clips of every video at each of two sizes; those of photographs and textures give a fifteenth of them.
+        clips: Clips of every video at each of two sizes; those of photographs and textures give a tenth of them.
         photographs: Videos of each photograph.
         epochs: Epochs of every arm, batch 64.
     """
@@ -129,7 +129,7 @@ def _corpus(folder: Path, data: Path | None, clips: int, photographs: int) -> tu
     stores, skipped = [], 0
     for name, part, settings in (
         ("real", real, ClipSettings(clips=clips, short_sides=(144, 272), stride=1)),
-        ("still", still, ClipSettings(clips=max(1, clips // 15), stride=1)),
+        ("still", still, ClipSettings(clips=max(1, clips // 10), stride=1)),
     ):
         found = extract(part, folder / name, clips=settings, progress=False)
         skipped += len(found.skipped)
@@ -289,7 +289,7 @@ def _scaling(rounds: int) -> Speed:
             return task
 
         return race("cecl: extraction with two workers", run(2), run(1), peer="one worker", rounds=min(rounds, 2),
-                    notes=f"{len(entries)} videos, 12 clips each, x265 medium at 4 CRFs, workers' start included")  # fmt: skip
+                    notes=f"{len(entries)} videos, 12 clips each, x265 medium, 4 CRFs; workers' start included")  # fmt: skip
 
 
 def _long_input(rounds: int) -> Speed:

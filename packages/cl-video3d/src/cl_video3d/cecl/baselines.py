@@ -22,9 +22,9 @@ _FRAMES = 3
 
 def spatial_information(frames: UInt8[np.ndarray, "t h w"]) -> Float[np.ndarray, " t"]:
     """Standard deviation of the Sobel gradient of each frame (ITU-T P.910, 7.7), without the border."""
-    y = frames.astype(np.float64)
-    gradient = np.hypot(sobel(y, axis=1), sobel(y, axis=2))[:, 1:-1, 1:-1]
-    return gradient.std((1, 2))
+    # Frame by frame: on the whole clip the operator would smooth over time too.
+    gradients = [np.hypot(sobel(y, axis=0), sobel(y, axis=1))[1:-1, 1:-1] for y in frames.astype(np.float64)]
+    return np.array([gradient.std() for gradient in gradients])
 
 
 def temporal_information(frames: UInt8[np.ndarray, "t h w"]) -> Float[np.ndarray, " t1"]:

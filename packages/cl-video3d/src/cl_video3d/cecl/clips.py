@@ -78,6 +78,12 @@ def plan_clips(video: VideoInfo, entry: Entry, settings: ClipSettings, short_sid
             why=f"{max(0, end - entry.start)} frames, a clip spans {span}",
             remedy="use fewer --frames, or leave it out",
         )  # fmt: skip
+    if short_side > min(video.width, video.height):
+        raise InputError(
+            "the video is smaller than the short side", where=video.path,
+            why=f"{video.width}x{video.height}, --short-sides asks for {short_side}",
+            remedy="use a smaller one; videos are not enlarged",
+        )  # fmt: skip
     width, height = scaled_size(video.width, video.height, short_side)
     side = settings.size
     if min(width, height) < side:

@@ -40,7 +40,7 @@ class RQClusters:
     settings: tuple[str, ...]
     crf: tuple[float, ...]
     grid: Float[np.ndarray, " q"]
-    centers: Float[np.ndarray, "k e"]
+    centers: Float[np.ndarray, "m e"]
     log_rate: Float[np.ndarray, "k c"]
     quality: Float[np.ndarray, "k c"]
     silhouette: float

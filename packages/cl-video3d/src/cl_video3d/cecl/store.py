@@ -187,7 +187,7 @@ class EchoSet:
                 area = m["bits"] / m["bpp"] / (m["n_i"] + m["n_p"] + m["n_b"])
                 means = [m[f"bits_{k}"] / np.maximum(m[f"n_{k}"], 1) / area for k in "ipb"]
             frames = np.nan_to_num(np.stack(means, axis=2))
-        return echo_vectors(m["bpp"], m["psnr"], kind=kind, psnr_std=m["psnr_std"], frame_bpp=frames)
+        return echo_vectors(m["bpp"], m["psnr"], kind=kind, psnr_std=m.get("psnr_std"), frame_bpp=frames)
 
     def pixels(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> UInt8[np.ndarray, "m t rows w"]:
         """Frames of some clips, planar 4:2:0, read from disk.

@@ -198,7 +198,7 @@ def _encode(frames: np.ndarray, setting: EncodeSetting, fps: float, width: int, 
         picture.pts = index
         packets += encoder.encode(picture)
     packets += encoder.encode(None)  # encoders with B frames hold some back
-    decoder = av.CodecContext.create(str(_decoder(setting.codec)), "r")
+    decoder: Any = av.CodecContext.create(str(_decoder(setting.codec)), "r")
     decoder.thread_count = 1
     pictures = [picture for packet in packets for picture in decoder.decode(packet)]
     pictures += decoder.decode(None)
@@ -224,7 +224,7 @@ def _encode(frames: np.ndarray, setting: EncodeSetting, fps: float, width: int, 
 
 
 def _encoder(setting: EncodeSetting, count: int, fps: float, width: int, height: int) -> Any:
-    context = av.CodecContext.create(_ENCODER[setting.codec], "w")
+    context: Any = av.CodecContext.create(_ENCODER[setting.codec], "w")
     rate = Fraction(fps).limit_denominator(1001 * 120)
     context.width, context.height, context.pix_fmt = width, height, "yuv420p"
     context.framerate, context.time_base, context.thread_count = rate, 1 / rate, 1
