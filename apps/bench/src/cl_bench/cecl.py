@@ -289,7 +289,7 @@ def _scaling(rounds: int) -> Speed:
             return task
 
         return race("cecl: extraction with two workers", run(2), run(1), peer="one worker", rounds=min(rounds, 2),
-                    notes=f"{len(entries)} videos, 12 clips each, x265 medium, 4 CRFs; workers' start included")  # fmt: skip
+                    notes=f"{len(entries)} videos of 12 clips, x265 medium, 4 CRFs; start included")  # fmt: skip
 
 
 def _long_input(rounds: int) -> Speed:
@@ -387,8 +387,8 @@ def _write_1080p(path: Path, repeats: int) -> None:
             template = source.streams.video[0]
             out = target.add_stream_from_template(template)
             packets = [packet for packet in source.demux(template) if packet.dts is not None]
-            kept = [(packet.pts, packet.dts) for packet in packets]
-            length = round(250 / 25 / float(template.time_base))
+            kept = [(int(packet.pts or 0), int(packet.dts or 0)) for packet in packets]
+            length = round(10 / float(template.time_base or 1))
             for repeat in range(repeats):
                 for packet, (pts, dts) in zip(packets, kept, strict=True):
                     packet.pts, packet.dts = pts + repeat * length, dts + repeat * length

@@ -131,7 +131,7 @@ def fit_clusters(
         raise InputError("a rate-quality curve has two points at least", where="--crf",
                          why=f"got {len(echoes.settings)}")  # fmt: skip
     log_rate, quality = log_rates(echoes.measured["bpp"]), echoes.measured["psnr"]
-    grid = np.linspace(*np.quantile(quality, [0.1, 0.9]), 7)
+    grid = np.linspace(float(np.quantile(quality, 0.1)), float(np.quantile(quality, 0.9)), 7)
     counts = range(_RANGE[0], min(_RANGE[1], len(echoes) - 1) + 1) if clusters is None else (clusters,)
     if not counts or min(counts) < 2 or max(counts) >= len(echoes):
         raise InputError("the clips cannot be divided into so many clusters", where="--clusters",

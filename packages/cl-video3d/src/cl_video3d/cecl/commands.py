@@ -600,8 +600,8 @@ def _embed_videos(
                                  np.concatenate(parts)))  # fmt: skip
     if not out:
         raise errors[0][1]
-    for path, error in errors:
-        text = f"{path}: {error.what}" + (f" ({error.why})" if error.why else "")
+    for path, failure in errors:
+        text = f"{path}: {failure.what}" + (f" ({failure.why})" if failure.why else "")
         if failures is None:
             print(f"left out: {text}")
         else:

@@ -297,13 +297,13 @@ def _run(
             break
         except BrokenProcessPool:  # a worker was killed, by the system or by a decoder: its tasks are tried alone
             broken += running.values()
-    for task in broken:
+    for lone in broken:
         try:
             with _pool(1) as pool:
-                store(task, pool.submit(work, task).result())
+                store(lone, pool.submit(work, lone).result())
         except BrokenProcessPool:
-            store(task, Done([], {}, 0, 0, InputError(
-                "a worker died on the video", where=task.entry.path,
+            store(lone, Done([], {}, 0, 0, InputError(
+                "a worker died on the video", where=lone.entry.path,
                 why="the decoder or encoder crashed, or the system ended it for memory",
                 remedy="leave the video out, or use fewer --jobs",
             )))  # fmt: skip

@@ -27,7 +27,7 @@ class Rung:
     Attributes:
         quality: Quality the step aims at, in dB.
         bpp: Rate, in bits a pixel of the source.
-        crf: Constant quality that gives the wanted quality for the median clip of the cluster, within the codec's range.
+        crf: CRF at which the median clip of the cluster has that quality, within the codec's range.
         expected_quality: Mean quality of the cluster's training clips at this rate.
         low: A tenth of them fall below this quality.
         high: A tenth of them exceed it.
@@ -127,7 +127,10 @@ def ladder_curve(
         log_rate: Log2 rates.
     """
     quality = np.array(
-        [interpolate(*curves[pick], np.array([rate]))[0] for pick, rate in zip(picks, log_rate, strict=True)]
+        [
+            interpolate(curves[pick][0], curves[pick][1], np.array([rate]))[0]
+            for pick, rate in zip(picks, log_rate, strict=True)
+        ]
     )
     return np.stack([2**log_rate, quality], axis=1)
 

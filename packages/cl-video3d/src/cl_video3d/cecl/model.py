@@ -1,6 +1,7 @@
 """The video tower, the echo tower, and a model that keeps what embedding needs."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -154,7 +155,7 @@ def embed_clips(
     return np.concatenate(out)
 
 
-def save_model(model: EchoModel, run: RunFolder, extra: dict[str, object]) -> None:
+def save_model(model: EchoModel, run: RunFolder, extra: Mapping[str, object]) -> None:
     """Write the weights of video tower and projection, and how they are used."""
     run.save_model(model.state_dict(), {"kind": "cecl", "config": dataclasses.asdict(model.config), **extra})
 
@@ -186,7 +187,7 @@ def _grid() -> list[tuple[float, float, float]]:
 
 
 def _conv(narrow: int, wide: int, kernel: tuple[int, int, int]) -> nn.Sequential:
-    padding = tuple(k // 2 for k in kernel)
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return nn.Sequential(
         nn.Conv3d(narrow, wide, kernel, stride=2, padding=padding, bias=False), nn.BatchNorm3d(wide), nn.ReLU(True)
     )
