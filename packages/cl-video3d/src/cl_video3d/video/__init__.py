@@ -1,0 +1,25 @@
+"""What methods on video share: reading, manifests, encoders, quality, and Bjøntegaard deltas."""
+
+from cl_video3d.video.bitstream import slice_bytes
+from cl_video3d.video.bjontegaard import Delta, bd_quality, bd_rate
+from cl_video3d.video.encoding import Codec, Encoded, EncodeSetting, encode
+from cl_video3d.video.manifest import Entry, read_manifest, write_manifest
+from cl_video3d.video.reading import RawFormat, VideoInfo, probe, read_windows
+
+__all__ = [
+    "Codec",
+    "Delta",
+    "EncodeSetting",
+    "Encoded",
+    "Entry",
+    "RawFormat",
+    "VideoInfo",
+    "bd_quality",
+    "bd_rate",
+    "encode",
+    "probe",
+    "read_manifest",
+    "read_windows",
+    "slice_bytes",
+    "write_manifest",
+]
