@@ -1,4 +1,4 @@
-"""Graph encoders of two ``torch_geometric`` layers, the attention of the first, and inference that needs no messages."""
+"""Graph encoders of two ``torch_geometric`` layers, the attention of the first, and inference without messages."""
 
 import warnings
 from typing import Literal
@@ -102,7 +102,7 @@ def attend(
 
 @torch.no_grad()
 def first_attention(layer: GATConv, x: Float[Tensor, "n d"], csr: Csr) -> Float[Tensor, " e"]:
-    """Attention of a node to each of its neighbours, mean over heads; that to itself is left out.
+    """Attention of a node to each of its neighbours, mean over heads; that to itself is left out and made up for.
 
     Args:
         layer: First layer of a GAT.
@@ -112,11 +112,12 @@ def first_attention(layer: GATConv, x: Float[Tensor, "n d"], csr: Csr) -> Float[
     Returns:
         One number an edge in the order of ``csr.sources``, the in-edges of a node adding up to 1.
     """
-    hidden = layer.lin(x).view(len(x), layer.heads, layer.out_channels)
-    edges = torch.stack([torch.from_numpy(csr.sources.astype("int64")), torch.from_numpy(csr.targets().astype("int64"))])
-    if not edges.shape[1]:
-        return x.new_zeros(0)
-    # A softmax without the node itself is the softmax with it, renormalised over the others.
-    weights = attention_weights(layer, hidden, edges, x.new_ones(edges.shape[1], 1)).mean(1)
-    total = x.new_zeros(len(x)).index_add(0, edges[1], weights)
-    return weights / total[edges[1]].clamp_min(1e-12)
+    n, links = len(x), len(csr.sources)
+    hidden = layer.lin(x).view(n, layer.heads, layer.out_channels)
+    pairs = torch.stack(
+        [torch.from_numpy(csr.sources.astype("int64")), torch.from_numpy(csr.targets().astype("int64"))]
+    )
+    edges = torch.cat([pairs, torch.arange(n).expand(2, n)], 1)
+    weights = attention_weights(layer, hidden, edges, x.new_ones(edges.shape[1], 1))[:links].mean(1)
+    total = x.new_zeros(n).index_add(0, pairs[1], weights)
+    return weights / total[pairs[1]].clamp_min(1e-12)

@@ -137,7 +137,9 @@ def from_data(data: Data, *, classes: Sequence[str] | None = None, noun: str = "
     n = len(texts)
     y = getattr(data, "y", None)
     labels = np.full(n, -1) if y is None else y.reshape(-1).cpu().numpy().astype(np.int64)
-    names = tuple(classes) if classes is not None else tuple(f"class {i}" for i in range(int(labels.max(initial=-1)) + 1))
+    names = (
+        tuple(classes) if classes is not None else tuple(f"class {i}" for i in range(int(labels.max(initial=-1)) + 1))
+    )
     parts = {}
     for part in PARTS:
         chosen = getattr(data, f"{part}_mask", None)
@@ -349,4 +351,3 @@ def _unknown_rate(rate: str) -> InputError:
         why=f"got {rate}",
         remedy="use shares that add up to 100, such as 60/20/20, or 20-per-class",
     )
-

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import httpx
 from contrastive_core.errors import ContrastiveWarning, InputError
@@ -38,6 +38,7 @@ class Answer:
     label: str | None = None
 
 
+@runtime_checkable
 class Summarizer(Protocol):
     """What stands between prompts and the prompt encoder."""
 
@@ -175,7 +176,7 @@ class ChatClient:
             "the language model gave no answer",
             where=self.url,
             why=f"{why}, {attempt + 1} tries",
-            remedy="check --llm.url, --llm.model and the key; raise --llm.timeout; answers so far are kept in the cache",
+            remedy="check --llm.url, --llm.model and the key, or raise --llm.timeout; answers so far are kept",
         )
 
     def _body(self, prompt: str) -> dict[str, Any]:
@@ -306,19 +307,21 @@ class PrecomputedSummaries:
         self.path = path
         self.texts: dict[str, str] = {}
         try:
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                if line.strip():
-                    value = json.loads(line)
-                    self.texts[str(value["node_id"])] = str(value["summary"])
+            lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError("the answers cannot be read", where=path, why=str(error)) from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(
-                "the answers cannot be read",
-                where=f"{path}, line {number}",
-                why=f"malformed JSON or a missing key: {error}",
-                remedy='write one {"node_id": ..., "summary": ...} a line',
-            ) from error
+        for number, line in enumerate(lines, 1):
+            try:
+                value = json.loads(line) if line.strip() else None
+                if value is not None:
+                    self.texts[str(value["node_id"])] = str(value["summary"])
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise InputError(
+                    "the answers cannot be read",
+                    where=f"{path}, line {number}",
+                    why=f"malformed JSON or a missing key: {error}",
+                    remedy='write one {"node_id": ..., "summary": ...} a line',
+                ) from error
 
     def summarise(self, ids: Sequence[str], prompts: Sequence[str]) -> list[str]:
         """The summary of every node.
@@ -329,7 +332,9 @@ class PrecomputedSummaries:
         missing = [name for name in ids if name not in self.texts]
         if missing:
             raise InputError(
-                "the answers lack nodes", where=self.path, why=f"{len(missing)} of {len(ids)}, for instance {missing[0]}"
+                "the answers lack nodes",
+                where=self.path,
+                why=f"{len(missing)} of {len(ids)}, for instance {missing[0]}",
             )
         return [self.texts[name] for name in ids]
 

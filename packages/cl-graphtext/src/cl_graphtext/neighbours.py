@@ -24,7 +24,6 @@ def nearest(
     queries: Int[Tensor, " m"],
     k: int,
     *,
-    pool: Int[Tensor, " p"] | None = None,
     chunk: int = _CHUNK,
 ) -> tuple[Int[Tensor, "m k"], Float[Tensor, "m k"]]:
     """The k nodes of the highest cosine with each query, without the query itself.
@@ -33,41 +32,29 @@ def nearest(
         unit: Rows of unit length, or zeros.
         queries: Indices of the nodes asked for.
         k: Neighbours, at most all others.
-        pool: Nodes that may be found; all if absent.
         chunk: Queries compared at once; memory is ``chunk * n`` floats.
 
     Returns:
-        Indices and cosines, best first; among equals the lower index first. Index -1 and cosine -2 where a query has
-        too few others.
+        Indices and cosines, best first; among equals the lower index first.
     """
-    others = torch.arange(len(unit)) if pool is None else pool.sort().values
-    place_of = torch.full((len(unit),), -1)
-    place_of[others] = torch.arange(len(others))
-    keys = unit if pool is None else unit[others]
-    k = min(k, len(others) if pool is not None else len(unit) - 1)
+    k = min(k, len(unit) - 1)
     if k < 1 or not len(queries):
         return torch.zeros(len(queries), 0, dtype=torch.long), torch.zeros(len(queries), 0)
     places, values = [], []
-    chunk = max(1, min(chunk, 200_000_000 // max(1, len(keys))))
+    chunk = max(1, min(chunk, 200_000_000 // max(1, len(unit))))
     for part in queries.split(chunk):
-        cosine = unit[part] @ keys.T
-        own = place_of[part]
-        inside = (own >= 0).nonzero()[:, 0]
-        cosine[inside, own[inside]] = -2.0
+        cosine = unit[part] @ unit.T
+        cosine[torch.arange(len(part)), part] = -2.0
         value, place = cosine.topk(k, dim=1)
         place, order = place.sort(dim=1)  # lower indices first,
         value, again = value.gather(1, order).sort(dim=1, descending=True, stable=True)  # then by cosine
-        place = others[place.gather(1, again)]
-        place[value <= -2.0] = -1
-        places.append(place)
+        places.append(place.gather(1, again))
         values.append(value)
     return torch.cat(places), torch.cat(values)
 
 
 @torch.no_grad()
-def duplicate_groups(
-    unit: Float[Tensor, "n d"], *, threshold: float = 0.99, chunk: int = _CHUNK
-) -> Int[Tensor, " n"]:
+def duplicate_groups(unit: Float[Tensor, "n d"], *, threshold: float = 0.99, chunk: int = _CHUNK) -> Int[Tensor, " n"]:
     """A number for every node that nodes of (nearly) the same text share.
 
     Two texts are the same if their cosine exceeds the threshold, directly or through others. Beyond 50,000 nodes only
@@ -96,9 +83,7 @@ def duplicate_groups(
 
 
 @torch.no_grad()
-def noise_floor(
-    unit: Float[Tensor, "n d"], *, percentile: float = 75.0, pairs: int = 20_000, seed: int = 0
-) -> float:
+def noise_floor(unit: Float[Tensor, "n d"], *, percentile: float = 75.0, pairs: int = 20_000, seed: int = 0) -> float:
     """A percentile of the cosine between random pairs of different nodes: what texts have in common by chance."""
     n = len(unit)
     if n < 2:

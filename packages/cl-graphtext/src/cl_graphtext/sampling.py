@@ -94,7 +94,12 @@ def sample_neighbours(
 
 
 def sample_block(
-    csr: Csr, targets: Int[np.ndarray, " m"], fanouts: Sequence[int], rng: np.random.Generator, *, self_weight: float = 1.0
+    csr: Csr,
+    targets: Int[np.ndarray, " m"],
+    fanouts: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    self_weight: float = 1.0,
 ) -> Block:
     """The neighbourhood of some nodes, hop by hop, as ``torch_geometric.loader.NeighborLoader`` draws it.
 

@@ -3,9 +3,9 @@
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,9 +31,11 @@ class TextSettings:
         model: ``minilm`` (all-MiniLM-L6-v2, shipped with the extra ``samples``), a local folder, or a hub id.
         max_tokens: Tokens read of a node's own text.
         prompt_tokens: Tokens read of a prompt.
-        pooling: ``mean`` over tokens, or ``last`` token (causal models). Sentence-transformers pool as they were made to.
+        pooling: ``mean`` over tokens, or ``last`` token (causal models); sentence-transformers have their own.
         batch: Texts encoded at once.
         device: ``cpu``, ``cuda``, or ``auto``.
+        lora: Rank of low-rank updates of the model that are trained with the rest; 0 keeps it as it is.
+        lora_alpha: Their scale.
     """
 
     model: str = SHIPPED
@@ -42,6 +44,8 @@ class TextSettings:
     pooling: Pooling = "mean"
     batch: int = 64
     device: str = "auto"
+    lora: int = 0
+    lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "prompt_tokens", "batch"):
@@ -51,8 +55,14 @@ class TextSettings:
                     where=f"--text.{name.replace('_', '-')}",
                     why=f"got {getattr(self, name)}",
                 )
+        if self.lora < 0 or self.lora_alpha <= 0:
+            raise InputError(
+                "a rank is not negative, a scale positive", where="--text.lora, --text.lora-alpha",
+                why=f"got {self.lora}, {self.lora_alpha}",
+            )  # fmt: skip
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """What turns texts into rows."""
 
@@ -91,9 +101,7 @@ class SentenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """One row a text."""
-        rows = self.model.encode(
-            list(texts), batch_size=self.batch, convert_to_numpy=True, show_progress_bar=False
-        )
+        rows = self.model.encode(list(texts), batch_size=self.batch, convert_to_numpy=True, show_progress_bar=False)
         return np.asarray(rows, np.float32)
 
 
@@ -123,16 +131,42 @@ class TransformerEncoder(nn.Module):
         self.tokenizer.padding_side = "right"
         limit = getattr(self.model.config, "max_position_embeddings", max_tokens)
         self.max_tokens, self.batch, self.pooling = min(max_tokens, limit), batch, pooling
-        self.identity = f"{name}-{_fingerprint(path)}-{self.max_tokens}-{pooling}"
+        self._name = f"{name}-{_fingerprint(path)}-{self.max_tokens}-{pooling}"
         self.dim = int(self.model.config.hidden_size)
+
+    @property
+    def identity(self) -> str:
+        """Changes with the weights LoRA trains, so that no stale embedding is taken from a cache."""
+        trained = self.trained()
+        if not trained:
+            return self._name
+        digest = hashlib.sha256()
+        for name in sorted(trained):
+            digest.update(trained[name].detach().cpu().numpy().tobytes())
+        return f"{self._name}-lora-{digest.hexdigest()[:12]}"
+
+    def trained(self) -> dict[str, Tensor]:
+        """The weights LoRA trains, by name."""
+        return {name: weight for name, weight in self.model.named_parameters() if "lora_" in name}
+
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Take up weights that :meth:`trained` gave.
+
+        Raises:
+            InputError: They are not those of this model.
+        """
+        own = self.trained()
+        if {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in state.items()}:
+            raise InputError("the LoRA weights are those of another text model", where="--text.model")
+        with torch.no_grad():
+            for name, weight in own.items():
+                weight.copy_(state[name])
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Int[Tensor, "b t"]]:
         """Token ids and mask, padded on the right."""
         # An empty text still needs one token to pool.
         filled = [text or (self.tokenizer.eos_token or self.tokenizer.sep_token or " ") for text in texts]
-        found = self.tokenizer(
-            filled, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
+        found = self.tokenizer(filled, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         device = next(self.model.parameters()).device
         return {name: found[name].to(device) for name in ("input_ids", "attention_mask")}
 
@@ -163,7 +197,7 @@ class TransformerEncoder(nn.Module):
         except ImportError as error:
             raise InputError(
                 "LoRA needs a package that is not installed",
-                where="--lora.rank",
+                where="--text.lora",
                 why=str(error),
                 remedy="pip install 'cl-graphtext[lora]'",
             ) from error
@@ -176,9 +210,7 @@ class TransformerEncoder(nn.Module):
         )
 
 
-def pool(
-    hidden: Float[Tensor, "b t d"], attention_mask: Int[Tensor, "b t"], pooling: Pooling
-) -> Float[Tensor, "b d"]:
+def pool(hidden: Float[Tensor, "b t d"], attention_mask: Int[Tensor, "b t"], pooling: Pooling) -> Float[Tensor, "b d"]:
     """One row a text from its tokens, padded on the right."""
     if pooling == "last":
         return hidden[torch.arange(len(hidden)), attention_mask.sum(1) - 1]
@@ -212,8 +244,13 @@ def load_encoder(settings: TextSettings, *, prompts: bool = False) -> SentenceEn
     else:
         name = Path(settings.model).name
     options: dict[str, Any] = {"name": name, "max_tokens": tokens, "batch": settings.batch, "device": device}
-    if Path(path).is_dir() and not (Path(path) / "modules.json").is_file():
-        return TransformerEncoder(path, pooling=settings.pooling, **options)
+    if settings.lora:
+        options["max_tokens"] = max(settings.max_tokens, settings.prompt_tokens)  # one model reads both
+    if settings.lora or (Path(path).is_dir() and not (Path(path) / "modules.json").is_file()):
+        encoder = TransformerEncoder(path, pooling=settings.pooling, **options)
+        if settings.lora:
+            encoder.add_lora(rank=settings.lora, alpha=settings.lora_alpha)
+        return encoder
     return SentenceEncoder(path, **options)
 
 
@@ -316,7 +353,10 @@ def read_features(path: Path, nodes: int) -> Float[Tensor, "n d"]:
         rows = np.asarray(array["x"] if isinstance(array, np.lib.npyio.NpzFile) else array)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            "the features cannot be read", where=path, why=" ".join(str(error).split()), remedy="give .npy, or .npz with x"
+            "the features cannot be read",
+            where=path,
+            why=" ".join(str(error).split()),
+            remedy="give .npy, or .npz with x",
         ) from error
     if rows.ndim != 2 or len(rows) != nodes or not np.isfinite(rows).all():
         raise InputError(

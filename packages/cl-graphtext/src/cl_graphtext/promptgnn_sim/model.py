@@ -46,7 +46,11 @@ class NetworkConfig:
     cross_attention: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.width, self.heads, self.fusion_heads) < 1 or self.width % self.heads or self.width % self.fusion_heads:
+        if (
+            min(self.width, self.heads, self.fusion_heads) < 1
+            or self.width % self.heads
+            or self.width % self.fusion_heads
+        ):
             raise InputError(
                 "the width is a multiple of the heads",
                 where="--network.width, --network.heads, --network.fusion-heads",

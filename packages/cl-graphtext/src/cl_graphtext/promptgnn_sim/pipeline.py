@@ -78,6 +78,7 @@ class GraphView:
         selection: Neighbours kept, once they were chosen.
         prompts: Embeddings of the prompts, likewise.
         texts: The prompts.
+        read: What of them is encoded: the prompts, or their summaries.
     """
 
     graph: TextGraph
@@ -88,6 +89,7 @@ class GraphView:
     selection: Selection | None = None
     prompts: Float[Tensor, "n d"] | None = None
     texts: list[str] = dataclasses.field(default_factory=list)
+    read: list[str] = dataclasses.field(default_factory=list)
 
     def message_graph(self) -> Csr:
         """The selected graph once there is one, else the graph as it is."""
@@ -133,7 +135,7 @@ class Pipeline:
         """Encoders of a node's own text and of prompts."""
         if self._encoders is None:
             own = load_encoder(self.text)
-            same = self.text.max_tokens == self.text.prompt_tokens or not self.prompting
+            same = self.text.max_tokens == self.text.prompt_tokens or not self.prompting or self.text.lora > 0
             self._encoders = (own, own if same else load_encoder(self.text, prompts=True))
         return self._encoders
 
@@ -185,10 +187,13 @@ class Pipeline:
             width=self.settings.width,
         )
         if not self.prompting:
-            view.prompts = view.x
+            view.prompts, view.read = view.x, full_texts(view.graph)
             return
         view.texts = self.write_prompts(view)
-        read = view.texts if self.summarizer is None else self.summarizer.summarise(view.graph.ids, view.texts)
+        read = view.texts
+        if self.summarizer is not None:
+            read = self.summarizer.summarise(view.graph.ids, view.texts)
+        view.read = read
         view.prompts = self.cache.embed(self.encoders[1], read)
 
     def keywords(self, view: GraphView) -> list[list[str]]:

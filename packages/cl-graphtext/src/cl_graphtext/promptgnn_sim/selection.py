@@ -53,7 +53,9 @@ class SelectionSettings:
                     why=f"got {getattr(self, name)}",
                 )
         if self.percentile > 100:
-            raise InputError("a percentile is at most 100", where="--selection.percentile", why=f"got {self.percentile}")
+            raise InputError(
+                "a percentile is at most 100", where="--selection.percentile", why=f"got {self.percentile}"
+            )
 
     @property
     def width(self) -> int:
@@ -124,8 +126,6 @@ def candidate_pairs(
     csr: Csr,
     unit: Float[Tensor, "n d"],
     settings: SelectionSettings,
-    *,
-    pool: Int[Tensor, " m"] | None = None,
 ) -> Int[np.ndarray, "e 2"]:
     """Further candidates of nodes with fewer neighbours than they may keep: pairs of candidate and node.
 
@@ -135,7 +135,6 @@ def candidate_pairs(
         csr: The graph.
         unit: Text embeddings of unit length.
         settings: Which candidates.
-        pool: Nodes that may be candidates; all if absent.
     """
     poor = np.flatnonzero(csr.degree < settings.width)
     if settings.augment == "none" or not len(poor) or len(csr) < 2:
@@ -145,10 +144,9 @@ def candidate_pairs(
         two = (adjacency[poor] @ adjacency).tocoo()
         source, target = two.coords[1].astype(np.int64), poor[two.coords[0]]
         return np.stack([source, target], axis=1)[source != target]
-    place, _ = nearest(unit, torch.from_numpy(poor), settings.candidates, pool=pool)
+    place, _ = nearest(unit, torch.from_numpy(poor), settings.candidates)
     target = np.repeat(poor, place.shape[1])
-    pairs = np.stack([place.numpy().reshape(-1), target], axis=1)
-    return pairs[pairs[:, 0] >= 0]
+    return np.stack([place.numpy().reshape(-1), target], axis=1)
 
 
 def select(

@@ -15,10 +15,12 @@ from contrastive_core.training import seeded_generator
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cl_graphtext.graph import full_texts
 from cl_graphtext.promptgnn_sim.model import Fused, Inputs, Network
 from cl_graphtext.promptgnn_sim.objective import TEMPERATURE, alignment, classification, link_loss
 from cl_graphtext.promptgnn_sim.pipeline import GraphView, Pipeline
 from cl_graphtext.sampling import Block, Csr, sample_block, whole_block
+from cl_graphtext.text import TransformerEncoder
 
 Task = Literal["nc", "lp"]
 
@@ -79,7 +81,7 @@ class StageSettings:
     def __post_init__(self) -> None:
         if self.warmup < 0 or self.reselect < 0 or self.fanout < 1 or not 0 < self.contrast < 1:
             raise InputError(
-                "a stage is out of range", where="--stages.warmup, --stages.reselect, --stages.fanout, --stages.contrast",
+                "a stage is out of range", where="--stages.{warmup,reselect,fanout,contrast}",
                 why=f"got {self.warmup}, {self.reselect}, {self.fanout}, {self.contrast}",
             )  # fmt: skip
 
@@ -182,6 +184,12 @@ class GraphSystem(L.LightningModule):
         self.fanout = -1 if n < FULL_GRAPH else stages.fanout
         self.fused = network.method == "promptgnn-sim"
         self._pieces = Neighbourhoods(view.message_graph(), self.fanout)
+        self.text: TransformerEncoder | None = None
+        if self.fused and pipeline.text.lora:
+            encoder = pipeline.encoders[0]
+            assert isinstance(encoder, TransformerEncoder)
+            self.text = encoder
+            self._own_texts = full_texts(view.graph)
         rows = min(objective.queue, n // 2)
         self.uses_queue = self.fused and objective.prompt_weight > 0 and rows > 0
         if self.uses_queue:
@@ -205,6 +213,8 @@ class GraphSystem(L.LightningModule):
         again = self.stages.reselect and since % self.stages.reselect == 0
         if self.view.selection is None or (again and since > 0):
             self.network.remember_attention()
+            if self.text is not None and self.view.selection is not None:  # the text model has moved on
+                self.view.x = self.pipeline.embed(self.view.graph)
             self.choose()
             if self.uses_queue:  # rows of older prompts
                 for queue in (self.raw_queue, self.prompt_queue):
@@ -279,16 +289,13 @@ class GraphSystem(L.LightningModule):
         block, rows = self._pieces.around(torch.cat([nodes, near[near >= 0]]), seed)
         local = near.clone()
         local[near >= 0] = rows[len(nodes) :]
-        return self.network(
-            Inputs(
-                self.view.x[block.nodes],
-                block,
-                rows[: len(nodes)],
-                self.view.prompts[nodes],
-                local,
-                self.view.selection.scores[nodes],
-            )
-        )
+        x, prompts = self.view.x[block.nodes], self.view.prompts[nodes]
+        if self.text is not None:  # the batch is read anew, with gradient; its neighbours as they were last read
+            chosen = nodes.tolist()
+            x = x.index_copy(0, rows[: len(nodes)], self.text([self._own_texts[i] for i in chosen]))
+            prompts = self.text([self.view.read[i] for i in chosen])
+        scores = self.view.selection.scores[nodes]
+        return self.network(Inputs(x, block, rows[: len(nodes)], prompts, local, scores))
 
     def _task(self, z: Tensor, nodes: Tensor, pairs: Tensor | None, *, warm: bool) -> Tensor:
         if self.network.method == "grace":
@@ -324,7 +331,9 @@ class GraphSystem(L.LightningModule):
         for edges, features in ((0.2, 0.3), (0.4, 0.4)):
             keep = loop | (torch.rand(block.edge_index.shape[1], generator=draw) >= edges)
             hidden = x * (torch.rand(x.shape[1], generator=draw) >= features)
-            piece = dataclasses.replace(block, edge_index=block.edge_index[:, keep], edge_weight=block.edge_weight[keep])
+            piece = dataclasses.replace(
+                block, edge_index=block.edge_index[:, keep], edge_weight=block.edge_weight[keep]
+            )
             views.append(self.network.project(F.elu(self.network.encode_graph(hidden, piece)[rows])))
         return nt_xent(views[0], views[1], temperature=0.4)
 
@@ -346,7 +355,10 @@ class GraphSystem(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the layer that remembers attention does not learn."""
         own = [p for name, p in self.network.named_parameters() if not name.startswith("selector.")]
-        return torch.optim.AdamW(own, lr=self.optim.lr, weight_decay=self.optim.weight_decay)
+        groups: list[dict[str, Any]] = [{"params": own, "lr": self.optim.lr}]
+        if self.text is not None:
+            groups.append({"params": list(self.text.trained().values()), "lr": self.optim.text_lr})
+        return torch.optim.AdamW(groups, weight_decay=self.optim.weight_decay)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from cl_graphtext.promptgnn_sim.system import (
     Task,
     embed_nodes,
 )
-from cl_graphtext.text import TextCache, TextSettings
+from cl_graphtext.text import TextCache, TextSettings, TransformerEncoder
 
 Split = Mapping[str, Int[np.ndarray, " m"]]
 
@@ -129,15 +129,17 @@ def split_links(
     learnt = round(disjoint * rest)
     if min(*counts, learnt, rest - learnt) < 1:
         raise InputError(
-            "there are too few links to predict", where="edges", why=f"the graph has {len(edges)}", remedy="use --task nc"
+            "there are too few links to predict",
+            where="edges",
+            why=f"the graph has {len(edges)}",
+            remedy="use --task nc",
         )
     negatives = new_edges(graph, sum(counts), rng)
     if len(negatives) < sum(counts):
         raise InputError("the graph is too dense to draw pairs without a link", where="edges")
     parts = np.split(edges, np.cumsum([*counts, learnt]))
     pairs = [
-        np.concatenate([part, none])
-        for part, none in zip(parts[:2], np.split(negatives, [counts[0]]), strict=True)
+        np.concatenate([part, none]) for part, none in zip(parts[:2], np.split(negatives, [counts[0]]), strict=True)
     ]
     return LinkSplit(messages=parts[3][np.lexsort(parts[3].T[::-1])], positives=parts[2], val=pairs[0], test=pairs[1])
 
@@ -210,12 +212,15 @@ class Model:
             "text": dataclasses.asdict(self.text_settings),
             "fitted": self.pipeline.fitted.to_dict(),
         }
-        run.save_model(self.network.state_dict(), description)
+        state = dict(self.network.state_dict())
+        if self.text_settings.lora and self.method == "promptgnn-sim":
+            encoder = self.pipeline.encoders[0]
+            assert isinstance(encoder, TransformerEncoder)
+            state |= {f"text.{name}": weight for name, weight in encoder.trained().items()}
+        run.save_model(state, description)
 
     @classmethod
-    def load(
-        cls, path: Path | str, *, cache: TextCache | None = None, text: TextSettings | None = None
-    ) -> "Model":
+    def load(cls, path: Path | str, *, cache: TextCache | None = None, text: TextSettings | None = None) -> "Model":
         """What :meth:`save` wrote.
 
         Args:
@@ -225,6 +230,7 @@ class Model:
         """
         state, about = RunFolder.open(path).load_model()
         try:
+            lora = {name.removeprefix("text."): state.pop(name) for name in list(state) if name.startswith("text.")}
             network = network_from(state, about)
             settings = text or TextSettings(**about["text"])
             pipeline = Pipeline(
@@ -235,7 +241,13 @@ class Model:
                 prompting=network.config.prompt and about["method"] == "promptgnn-sim",
             )
         except (KeyError, TypeError, RuntimeError) as error:
-            raise InputError("the run is none of promptgnn-sim", where=path, why=" ".join(str(error).split())[:200]) from error
+            raise InputError(
+                "the run is none of promptgnn-sim", where=path, why=" ".join(str(error).split())[:200]
+            ) from error
+        if lora:
+            encoder = pipeline.encoders[0]
+            assert isinstance(encoder, TransformerEncoder)
+            encoder.load_trained(lora)
         return cls(network, pipeline, about["method"], about["task"], tuple(about["classes"]), settings)
 
 
@@ -366,7 +378,12 @@ def _train(
 
 
 def judge_nodes(
-    model: Model, graph: TextGraph, split: Split, *, x: Float[Tensor, "n d"] | None = None, view: GraphView | None = None
+    model: Model,
+    graph: TextGraph,
+    split: Split,
+    *,
+    x: Float[Tensor, "n d"] | None = None,
+    view: GraphView | None = None,
 ) -> dict[str, dict[str, float]]:
     """Accuracy and macro-F1 of every part of a split."""
     view = model.view(graph, x) if view is None else view
