@@ -313,8 +313,8 @@ def test_link_prediction_never_shows_a_held_out_link(tmp_path):
     """Selection, degrees, words, prompts and messages are those of the message links alone."""
     graph = themed(60, homophilic=6)
     links = split_links(graph, seed=0)
-    sets = [{tuple(sorted(pair)) for pair in part.tolist()} for part in
-            (links.messages, links.positives, links.val[: len(links.val) // 2], links.test[: len(links.test) // 2])]  # fmt: skip
+    held = (links.val[: len(links.val) // 2], links.test[: len(links.test) // 2])
+    sets = [{tuple(sorted(pair)) for pair in part.tolist()} for part in (links.messages, links.positives, *held)]
     assert sum(map(len, sets)) == len(graph.edges) == len(set.union(*sets))
     truth = {tuple(edge) for edge in graph.edges.tolist()}
     negatives = [tuple(sorted(pair)) for pair in links.test[len(links.test) // 2 :].tolist()]

@@ -496,7 +496,7 @@ def test_models_and_features_that_cannot_be_used_are_refused(tmp_path, monkeypat
     (tmp_path / "model").mkdir()
     with pytest.raises(InputError, match="cannot be loaded"):
         load_encoder(TextSettings(model=str(tmp_path / "model")))
-    with pytest.raises(InputError, match="--text.max-tokens"):
+    with pytest.raises(InputError, match=r"--text\.max-tokens"):
         TextSettings(max_tokens=0)
     np.save(tmp_path / "x.npy", np.zeros((3, 4), np.float32))
     assert read_features(tmp_path / "x.npy", 3).shape == (3, 4)

@@ -300,8 +300,9 @@ def _large(steps: int = 60) -> Speed:
         peer="GAT on the same samples", rounds=1, notes="",
     )  # fmt: skip
     notes = (
-        f"{steps} steps of 256 labelled nodes, then inference over all nodes; random links, 128 numbers a text, no prompts; "
-        f"test accuracy {found['promptgnn-sim']:.2f} against {found['gat']:.2f}; largest resident memory of the process {resident_mib():,.0f} MiB"
+        f"{steps} steps of 256 labelled nodes, then inference over all; random links, 128 numbers a text, no prompts; "
+        f"test accuracy {found['promptgnn-sim']:.2f} against {found['gat']:.2f}; "
+        f"largest resident memory of the process {resident_mib():,.0f} MiB"
     )
     return dataclasses.replace(measured, notes=notes)
 

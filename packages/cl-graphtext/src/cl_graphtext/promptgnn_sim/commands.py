@@ -177,7 +177,8 @@ def prompts(
     else:
         recipe = Recipe(
             selection=selection, text=text, network=NetworkConfig(prompt=False, fusion="graph"),
-            stages=StageSettings(warmup=warmup), batch_size=1024, train=TrainSettings(steps=warmup + 1, seed=seed, progress=False),
+            stages=StageSettings(warmup=warmup), batch_size=1024,
+            train=TrainSettings(steps=warmup + 1, seed=seed, progress=False),
         )  # fmt: skip
         pipeline = Pipeline(selection, text, store, prompting=False)
         with tempfile.TemporaryDirectory() as place, RunFolder.create(Path(place) / "run", recipe.to_dict()) as folder:
@@ -638,7 +639,8 @@ def explain(
     ):
         title = graph.titles[place[name]]
         print(
-            f"  {score:.3f}  cosine {cosine:.3f}  {'link' if linked else 'text'}  {title} ({class_name(view, place[name])})"
+            f"  {score:.3f}  cosine {cosine:.3f}  {'link' if linked else 'text'}  "
+            f"{title} ({class_name(view, place[name])})"
         )
     print(f"keywords: {', '.join(row['keywords'])}\nprompt: {row['prompt']}")
 
