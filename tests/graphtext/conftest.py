@@ -62,7 +62,7 @@ def llama(tmp_path_factory):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("llama")
-    size = _tokenizer(folder, [word for words in THEMES.values() for word in words])
+    size = _tokenizer(folder, [*THEMES, *(word for words in THEMES.values() for word in words)])
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,

@@ -31,9 +31,10 @@ from contrastive_core.training import RunFolder, TrainSettings
 
 from .conftest import Words, themed
 
-SMALL = ["--network.width", "16", "--network.heads", "2", "--network.fusion-heads", "2", "--network.dropout", "0.1",
-         "--stages.warmup", "10", "--steps", "40", "--optim.lr", "0.01", "--no-progress", "--batch-size", "64",
-         "--validate-every", "10", "--text.device", "cpu"]  # fmt: skip
+SMALL = {
+    "network.width": 16, "network.heads": 2, "network.fusion-heads": 2, "network.dropout": 0.1, "stages.warmup": 10,
+    "steps": 40, "optim.lr": 0.01, "batch-size": 64, "text.device": "cpu",
+}  # fmt: skip
 NETWORK = NetworkConfig(width=16, heads=2, fusion_heads=2, dropout=0.1)
 
 
@@ -47,6 +48,12 @@ def refused(capsys, *words):
     text = capsys.readouterr().err
     assert text.startswith("error: ")
     return text
+
+
+def options(*flags, **changes):
+    """Words of the small setting, with changes; None leaves an option out."""
+    chosen = SMALL | {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
+    return [*flags, *(word for name, value in chosen.items() if value is not None for word in (f"--{name}", value))]
 
 
 def recipe(method="promptgnn-sim", steps=40, **options):
@@ -69,9 +76,9 @@ def place(tmp_path_factory, llama):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("promptgnn")
     write_graph(themed(), folder / "data")
-    shared = [*SMALL, "--text.model", llama, "--cache", folder / "cache"]
-    assert run("train", folder / "data", folder / "run", *shared) == 0
-    links = [*shared, "--task", "lp", "--steps", 30]
+    shared = {"text__model": llama, "cache": folder / "cache", "validate_every": 10}
+    assert run("train", folder / "data", folder / "run", *options("--no-progress", **shared)) == 0
+    links = options("--no-progress", **shared, task="lp", steps=30)
     assert run("train", folder / "data", folder / "links", *links) == 0
     return folder
 
@@ -186,9 +193,8 @@ def test_models_transfer_to_classes_and_links_of_another_graph(place, tmp_path, 
 
 def test_robustness_compares_methods_over_rates(place, tmp_path, llama):
     words = ["robustness", place / "data", tmp_path / "r", "--methods", "gat", "promptgnn-sim", "--rates", "0", "0.7"]
-    options = [word for word in SMALL if word != "--no-progress"]
-    options = [*options[: options.index("--validate-every")], "--text.device", "cpu", "--text.model", llama]
-    assert run(*words, *options, "--split", "10-per-class", "--seeds", 1, "--cache", place / "cache") == 0
+    small = options(text__model=llama, split="10-per-class", seeds=1, cache=place / "cache")
+    assert run(*words, *small) == 0
     rows = json.loads((tmp_path / "r" / "robustness.json").read_text())["rows"]
     assert {(row["method"], row["rate"]) for row in rows} == {
         (m, r) for m in ("gat", "promptgnn-sim") for r in (0, 0.7)
@@ -215,27 +221,30 @@ def test_sample_data_import_and_cache(tmp_path, llama, capsys):
 
 
 def test_what_training_cannot_do_is_refused_and_leaves_nothing(place, tmp_path, llama, capsys):
-    shared = [*SMALL, "--text.model", llama, "--cache", place / "cache"]
-    data = tmp_path / "one"
+    shared = {"text__model": llama, "cache": place / "cache"}
+    data, good = tmp_path / "one", place / "data"
     write_graph(dataclasses.replace(themed(), labels=np.zeros(90, np.int64)), data)
     np.save(tmp_path / "narrow.npy", np.zeros((90, 5), np.float32))
     cases = [
-        ([data], "two classes"),
-        ([tmp_path / "nowhere"], "missing"),
-        ([place / "data", "--features", tmp_path / "narrow.npy"], "different widths"),
-        ([place / "data", "--split", "40-per-class"], "too small"),
-        ([place / "data", "--selection.weight", "2"], "--selection.weight"),
-        ([place / "data", "--network.width", "15"], "multiple"),
-        ([place / "data", "--steps", "5"], "warm-up"),
-        ([place / "data", "--batch-size", "0"], "--batch-size"),
-        ([place / "data", "--objective.temperature", "0"], "temperature"),
-        ([place / "data", "--text.lora", "2", "--method", "gat"], "LoRA"),
-        ([place / "data", "--llm.url", "http://localhost"], "name of a model"),
+        (data, {}, "two classes"),
+        (tmp_path / "nowhere", {}, "missing"),
+        (good, {"features": tmp_path / "narrow.npy"}, "different widths"),
+        (good, {"split": "40-per-class"}, "too small"),
+        (good, {"selection__weight": 2}, "--selection.weight"),
+        (good, {"network__width": 15}, "multiple"),
+        (good, {"steps": 5}, "warm-up"),
+        (good, {"batch_size": 0}, "--batch-size"),
+        (good, {"objective__temperature": 0}, "temperature"),
+        (good, {"text__lora": 2, "method": "gat"}, "LoRA"),
+        (good, {"llm__url": "http://localhost"}, "name of a model"),
+        (good, {"accelerator": "gpu"}, "--accelerator"),
     ]
-    for words, text in cases:
-        assert text in refused(capsys, "train", words[0], tmp_path / "out", *shared, *words[1:])
+    for source, changes, text in cases:
+        assert text in refused(
+            capsys, "train", source, tmp_path / "out", *options("--no-progress", **shared, **changes)
+        )
         assert not (tmp_path / "out" / "model.json").exists()
-    assert "already holds a run" in refused(capsys, "train", place / "data", place / "run", *shared)
+    assert "already holds a run" in refused(capsys, "train", good, place / "run", *options(**shared))
     noise = ["evaluate", place / "run", place / "data"]
     assert "--perturb" in refused(capsys, *noise, "--perturb", "shake:1")
     assert "another width" in refused(
@@ -254,7 +263,7 @@ def train_with(graph, made, pipeline, folder, split=None, x=None):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "promptgnn-sim"])
 def test_baselines_learn_by_one_switch(graph, features, tmp_path, method):
-    steps = 60 if method == "grace" else 30
+    steps = 120 if method == "grace" else 30
     model, split = train_with(graph, recipe(method, steps), words_pipeline(False), tmp_path / "r", x=features)
     assert judge_nodes(model, graph, split, x=features)["test"]["accuracy"] > 0.75
     with RunFolder.create(tmp_path / "s", {}) as folder:
@@ -364,7 +373,7 @@ def test_selection_keeps_accuracy_where_half_the_links_are_random(graph, feature
 def test_sampled_neighbourhoods_train_as_the_whole_graph_does(graph, features, tmp_path, monkeypatch):
     monkeypatch.setattr("cl_graphtext.promptgnn_sim.system.FULL_GRAPH", 10)
     for method in ("promptgnn-sim", "grace"):
-        made = recipe(method, 60, network=dataclasses.replace(NETWORK, prompt=False))
+        made = recipe(method, 120, network=dataclasses.replace(NETWORK, prompt=False))
         model, split = train_with(graph, made, words_pipeline(False), tmp_path / method, x=features)
         assert judge_nodes(model, graph, split, x=features)["test"]["accuracy"] > 0.75
 

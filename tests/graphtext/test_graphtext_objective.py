@@ -351,12 +351,14 @@ def test_zero_shot_is_a_cosine_and_the_remembered_attention_does_not_learn():
 
 @pytest.mark.parametrize("b", [1, 2, 7])
 def test_alignment_of_equal_orthogonal_rows_has_a_closed_form(b):
-    rows = torch.eye(8)[:b]
+    rows = torch.eye(8, dtype=torch.float64)[:b].requires_grad_()
     wanted = math.log(1 + (b - 1) * math.exp(-1 / 0.07))
     assert alignment(rows, rows, torch.arange(b)).item() == pytest.approx(wanted, abs=1e-6)
     assert alignment(rows, rows, torch.arange(b), temperature=1.0).item() == pytest.approx(
         math.log(1 + (b - 1) / math.e), abs=1e-6
     )
+    alignment(rows, rows.detach().roll(1, 1), torch.arange(b)).backward()
+    assert torch.isfinite(rows.grad).all()
 
 
 def test_alignment_is_the_dense_formula_with_queue_and_ids_taking_out_exactly_the_same_texts():

@@ -477,6 +477,8 @@ def transfer(
         cache: Folder of embeddings.
         json: Print JSON.
     """
+    if RunFolder.open(run).config().get("features") is not None:
+        raise InputError("another graph is read by the run's text model", where=run, why="it was trained on --features")
     model, graph, x = _opened(run, data, None, text_model, cache)
     _fused(model, run)
     if task == "nc":

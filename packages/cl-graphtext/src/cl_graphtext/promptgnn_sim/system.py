@@ -1,6 +1,7 @@
 """How batches, network and objective meet in one training step, through warm-up, selection and joint training."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -105,6 +106,10 @@ class OptimSettings:
             raise InputError("learning rates are positive", where="--optim.lr, --optim.text-lr, --optim.weight-decay")
 
 
+NOT_YET = 1e6
+"""Validation loss reported to early stopping before the first stage is over."""
+
+
 class Neighbourhoods:
     """Pieces of one graph for the network: all of it, or samples.
 
@@ -196,13 +201,20 @@ class GraphSystem(L.LightningModule):
             self.raw_queue, self.prompt_queue = (FeatureQueue(network.config.width, rows) for _ in range(2))
 
     @property
+    def first_stage(self) -> int:
+        """Steps before the network is what it will be used as."""
+        if self.network.method == "grace":
+            return math.ceil(self.stages.contrast * self.total_steps)
+        return self.stages.warmup if self.fused else 0
+
+    @property
     def joint(self) -> bool:
         """Whether the warm-up is over."""
         return self.fused and self.global_step >= self.stages.warmup
 
     def on_train_start(self) -> None:
         """A resumed run takes up the choice it had."""
-        if self.joint and self.global_step > 0:
+        if self.fused and self.global_step > self.stages.warmup:
             self.choose()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -229,7 +241,7 @@ class GraphSystem(L.LightningModule):
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         """Loss of one batch of labelled nodes ``[b]``, or of linked pairs ``[b 2]``."""
         draw = seeded_generator(self.seed, 1, self.global_step, batch_index)
-        if self.network.method == "grace" and self.global_step < self.stages.contrast * self.total_steps:
+        if self.network.method == "grace" and self.global_step < self.first_stage:
             loss = self._grace(draw)
             self.log("loss", loss, prog_bar=True)
             return loss
@@ -339,9 +351,9 @@ class GraphSystem(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         """Loss on the validation part; not before the warm-up is over."""
-        if self.fused and (not self.joint or self.view.selection is None):
-            return
-        if self.network.method == "grace" and self.global_step <= self.stages.contrast * self.total_steps:
+        if self.global_step <= self.first_stage or (self.fused and self.view.selection is None):
+            if self.trainer.early_stopping_callback is not None:  # it wants a number every time
+                self.log("val_loss", NOT_YET, batch_size=1)
             return
         assert self.judged is not None
         if self.truth is None:

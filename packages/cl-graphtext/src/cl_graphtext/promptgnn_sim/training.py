@@ -71,6 +71,13 @@ class Recipe:
                 why=f"{self.train.steps} steps, {self.stages.warmup} of warm-up",
             )  # fmt: skip
 
+        if self.train.accelerator not in ("auto", "cpu") or self.train.devices != 1:
+            raise InputError(
+                "networks of this size train in one process on the CPU; the text model may use a GPU",
+                where="--accelerator, --devices", why=f"got {self.train.accelerator}, {self.train.devices}",
+                remedy="leave them out; --text.device cuda encodes on a GPU",
+            )  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for ``config.yaml``."""
         parts = {name: dataclasses.asdict(getattr(self, name)) for name in ("selection", "text", "network")}
@@ -151,9 +158,10 @@ class Model:
     Attributes:
         network: The network, in eval mode.
         pipeline: Text model, selection and prompts as in training.
-        recipe: How it was made: method, task and settings.
+        method: PromptGNN-sim or a baseline.
+        task: Node classification or link prediction.
         classes: Names of the classes.
-        descriptions: Embeddings of what they are called ``[c d]``.
+        text_settings: Text model the texts were read with.
     """
 
     network: Network
@@ -273,6 +281,7 @@ def train_nodes(
         x: Embeddings of the texts, if known.
     """
     check_trainable(graph, split)
+    given = x is not None
     x = pipeline.embed(graph) if x is None else x
     seen = mask(np.concatenate([split["train"], split["val"]]), len(graph))
     graph = dataclasses.replace(graph, labels=np.where(seen, graph.labels, -1))
@@ -286,7 +295,7 @@ def train_nodes(
     view = pipeline.view(graph, x, select=recipe.method == "promptgnn-sim")
     items = TensorDataset(torch.from_numpy(train.astype(np.int64)))
     judged = torch.from_numpy(val.astype(np.int64)) if len(val) else None
-    return _train(view, items, recipe, pipeline, run=run, known=graph.edges, judged=judged, truth=None)
+    return _train(view, items, recipe, pipeline, run=run, given=given, known=graph.edges, judged=judged, truth=None)
 
 
 def train_links(
@@ -308,6 +317,7 @@ def train_links(
         run: Where logs and checkpoints go.
         x: Embeddings of the texts, if known.
     """
+    given = x is not None
     x = pipeline.embed(graph) if x is None else x
     visible = dataclasses.replace(graph.with_edges(links.messages), labels=np.full(len(graph), -1))
     pipeline.fit(visible, x)
@@ -315,7 +325,7 @@ def train_links(
     items = TensorDataset(torch.from_numpy(links.positives.astype(np.int64)))
     known = np.concatenate([links.messages, links.positives])
     return _train(
-        view, items, recipe, pipeline, run=run, known=known,
+        view, items, recipe, pipeline, run=run, given=given, known=known,
         judged=torch.from_numpy(links.val.astype(np.int64)), truth=LinkSplit.truth(links.val),
     )  # fmt: skip
 
@@ -327,6 +337,7 @@ def _train(
     pipeline: Pipeline,
     *,
     run: RunFolder,
+    given: bool,
     known: Int[np.ndarray, "e 2"],
     judged: Tensor | None,
     truth: Tensor | None,
@@ -341,9 +352,11 @@ def _train(
             "the run ends before its warm-up", where="--epochs, --stages.warmup",
             why=f"{total} steps, {recipe.stages.warmup} of warm-up", remedy="raise --epochs or give --steps",
         )  # fmt: skip
-    classes = pipeline.describe_classes(graph) if recipe.method == "promptgnn-sim" and graph.classes else view.x[:0]
-    if classes.shape[1] != view.x.shape[1]:
-        classes = view.x.new_zeros(len(graph.classes), view.x.shape[1])
+    # Embeddings made elsewhere may be of a text model that is not at hand: then there is no zero-shot map to learn.
+    described = recipe.method == "promptgnn-sim" and len(graph.classes) > 0 and (pipeline.prompting or not given)
+    classes = view.x.new_zeros(len(graph.classes), view.x.shape[1])
+    if described:
+        classes = pipeline.describe_classes(graph)
     system = GraphSystem(
         network,
         view,
@@ -359,8 +372,11 @@ def _train(
         judged=judged,
         truth=truth,
     )
+    every = min(recipe.train.validate_every, total)
+    # Validations of the first stage do not count against patience.
+    patience = recipe.train.patience + system.first_stage // every if recipe.train.patience else 0
     settings = dataclasses.replace(
-        recipe.train, steps=total, validate_every=min(recipe.train.validate_every, total), accelerator="cpu"
+        recipe.train, steps=total, validate_every=every, patience=patience, accelerator="cpu"
     )
     fit(
         system,
@@ -371,8 +387,9 @@ def _train(
     )
     best = run.checkpoint("best")
     if best.is_file():
-        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-        system.load_state_dict(state)
+        state = torch.load(best, map_location="cpu", weights_only=True)
+        if state["global_step"] > system.first_stage:
+            system.load_state_dict(state["state_dict"])
     network.eval()
     return Model(network, pipeline, recipe.method, recipe.task, graph.classes, recipe.text)
 
