@@ -5,9 +5,13 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cl_graphtext.encoders import GraphEncoder
 from cl_graphtext.graph import TextGraph, homophily, random_split, undirected
 from cl_graphtext.perturb import graph_perturb
 from cl_graphtext.promptgnn_sim.model import Method, Network, NetworkConfig
@@ -17,10 +21,13 @@ from cl_graphtext.promptgnn_sim.system import GraphSystem, ObjectiveSettings, Op
 from cl_graphtext.promptgnn_sim.training import Recipe, judge_nodes, train_nodes
 from cl_graphtext.reading import read_graph
 from cl_graphtext.samples import sample_graph
+from cl_graphtext.sampling import whole_block
 from cl_graphtext.text import TextCache, TextSettings, load_encoder
 from contrastive_core.training import RunFolder, TrainSettings
+from torch import Tensor
+from torch_geometric.nn import GAT
 
-from cl_bench.results import Claim
+from cl_bench.results import Claim, Speed, race
 
 _TEXT = TextSettings(max_tokens=128, prompt_tokens=64)
 _STRUCTURE = SelectionSettings(weight=1.0, percentile=-1.0, augment="none")
