@@ -137,7 +137,10 @@ def test_new_nodes_are_classified_without_training(place, tmp_path):
     new = tmp_path / "new"
     new.mkdir()
     (new / "nodes.csv").write_text(
-        "node_id,text\nn90,robin heron feather nest\nn91,violin chord tempo melody\nn92,hull mast anchor keel\n"
+        "node_id,title,text\n"
+        "n90,title 90,robin heron feather nest wing beak flock item\n"
+        "n91,title 91,violin chord tempo melody sonata harp choir item\n"
+        "n92,title 92,hull mast anchor keel sail cargo deck item\n"
     )
     (new / "edges.csv").write_text("src,dst\nn90,n0\nn91,n2\n")  # n92 is alone
     words = ["predict", place / "run", place / "data", tmp_path / "p.csv", "--new", new, "--cache", place / "cache"]
@@ -289,12 +292,12 @@ def test_training_repeats_bit_for_bit_and_resumes_to_the_same_weights(graph, fea
     def breaking(self, batch, index):
         calls.append(self.global_step)
         if len(calls) == 28:
-            raise KeyboardInterrupt
+            raise RuntimeError("cut off")
         return step(self, batch, index)
 
     cut = dataclasses.replace(plain, train=dataclasses.replace(plain.train, checkpoint_every=5))
     monkeypatch.setattr(GraphSystem, "training_step", breaking)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="cut off"):
         train_with(graph, cut, words_pipeline(False), tmp_path / "c", split, features)
     with RunFolder.create(tmp_path / "c", cut.to_dict(), resume=True) as folder:
         resumed = train_nodes(graph, split, cut, words_pipeline(False), run=folder, x=features)
@@ -311,7 +314,7 @@ def test_labels_outside_training_and_validation_are_never_seen(graph, tmp_path):
     models = []
     for name, labels in (("a", graph.labels), ("b", other)):
         data = dataclasses.replace(graph, labels=labels)
-        models.append(train_with(data, recipe(), words_pipeline(), tmp_path / name, split)[0])
+        models.append(train_with(data, recipe(steps=20), words_pipeline(), tmp_path / name, split)[0])
     for name, weight in models[0].network.state_dict().items():
         assert torch.equal(weight, models[1].network.state_dict()[name]), name
     views = [model.view(graph) for model in models]
@@ -353,7 +356,7 @@ def test_inductive_training_does_not_see_test_texts(graph, tmp_path):
         texts[node] = "zeppelin"
     models = []
     for name, data in (("a", graph), ("b", dataclasses.replace(graph, texts=tuple(texts)))):
-        models.append(train_with(data, recipe(inductive=True), words_pipeline(), tmp_path / name, split)[0])
+        models.append(train_with(data, recipe(steps=25, inductive=True), words_pipeline(), tmp_path / name, split)[0])
     for name, weight in models[0].network.state_dict().items():
         assert torch.equal(weight, models[1].network.state_dict()[name]), name
     assert "zeppelin" not in models[1].pipeline.fitted.keywords.terms.tolist()
@@ -372,8 +375,8 @@ def test_selection_keeps_accuracy_where_half_the_links_are_random(graph, feature
 
 def test_sampled_neighbourhoods_train_as_the_whole_graph_does(graph, features, tmp_path, monkeypatch):
     monkeypatch.setattr("cl_graphtext.promptgnn_sim.system.FULL_GRAPH", 10)
-    for method in ("promptgnn-sim", "grace"):
-        made = recipe(method, 120, network=dataclasses.replace(NETWORK, prompt=False))
+    for method, steps in (("promptgnn-sim", 40), ("grace", 80)):
+        made = recipe(method, steps, network=dataclasses.replace(NETWORK, prompt=False))
         model, split = train_with(graph, made, words_pipeline(False), tmp_path / method, x=features)
         assert judge_nodes(model, graph, split, x=features)["test"]["accuracy"] > 0.75
 
@@ -381,11 +384,11 @@ def test_sampled_neighbourhoods_train_as_the_whole_graph_does(graph, features, t
 def test_isolated_nodes_and_empty_texts_give_finite_predictions(graph, tmp_path):
     texts = ("", "", *graph.texts[2:])
     lonely = dataclasses.replace(graph, texts=texts, titles=("", "", *graph.titles[2:]), edges=graph.edges[:20])
-    model, _ = train_with(lonely, recipe(), words_pipeline(), tmp_path / "r")
+    model, _ = train_with(lonely, recipe(steps=15), words_pipeline(), tmp_path / "r")
     z = embed_nodes(model.network, model.view(lonely))
     assert torch.isfinite(z).all()
     bare = dataclasses.replace(graph, edges=graph.edges[:0])
-    model, split = train_with(bare, recipe(), words_pipeline(), tmp_path / "s")
+    model, split = train_with(bare, recipe(steps=25), words_pipeline(), tmp_path / "s")
     assert judge_nodes(model, bare, split)["test"]["accuracy"] > 0.8
 
 

@@ -79,7 +79,8 @@ class TextGraph:
         """As ``torch_geometric`` knows it: ``x``, ``edge_index`` with both directions, ``y``, ``text``, masks."""
         data = Data(
             x=x,
-            edge_index=torch.from_numpy(both_directions(self.edges).T.copy()),
+            # Links go both ways, so the order by target and source is that by source and target of their reverse.
+            edge_index=torch.from_numpy(both_directions(self.edges)[:, ::-1].T.copy()),
             y=torch.from_numpy(self.labels.astype(np.int64)),
             num_nodes=len(self),
         )

@@ -368,6 +368,11 @@ def read_features(path: Path, nodes: int) -> Float[Tensor, "n d"]:
 
 @contextlib.contextmanager
 def _loading(path: str) -> Iterator[None]:
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # a user did not ask what loading reports
+    logging.disable_progress_bar()
     try:
         yield
     except InputError:
@@ -379,6 +384,10 @@ def _loading(path: str) -> Iterator[None]:
             why=" ".join(str(error).split())[:300],
             remedy="check the folder; a hub id needs network access: pass a local folder instead",
         ) from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _fingerprint(path: str) -> str:
