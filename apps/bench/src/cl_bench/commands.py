@@ -14,6 +14,7 @@ from contrastive_core.training.run_folder import environment
 _CLAIMS = {
     "mantis": "CauKer pre-training against an untrained network, KernelSynth and raw series",
     "cfa": "factor recovery, interpretability and uncertainty of CFA and CNFA against SimCLR and NCL",
+    "promptgnn-sim": "text-attributed graphs with rewired edges against text alone, graphs alone and its own parts",
     "mpcl": "prototypes from intensities against supervised-only, Mean Teacher and one prototype a class",
     "cecl": "embeddings from the compression echo against SimCLR, SI/TI and an image network",
 }
@@ -22,6 +23,7 @@ _SPEED = {
     "retrieval": "mean average precision over packed codes against torchmetrics",
     "mantis": "embedding against mantis-tsfm, Gaussian processes against scikit-learn",
     "cfa": "a training step against plain SimCLR, the spectral loss against its dense form",
+    "promptgnn-sim": "a training step and inference against torch-geometric's GAT, and a graph of 200,000 nodes",
     "mpcl": "a training step against the published dense algorithm",
     "cecl": "echo extraction by core and worker, memory of a two-hour input, a training step against SimCLR",
 }
