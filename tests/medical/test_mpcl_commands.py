@@ -65,7 +65,7 @@ def place(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("mpcl")
     data = dataset(folder / "data")
-    words = ["train", data, folder / "run", *TINY, "--steps", 90, "--test", 2, "--validation", 1]
+    words = ["train", data, folder / "run", *TINY, "--steps", 60, "--test", 2, "--validation", 1]
     assert run(*words, "--validate-every", 20, "--augment", "flip", "--optim.lr", 0.005) == 0
     return folder
 
@@ -152,6 +152,40 @@ def test_predict_writes_in_the_space_of_the_input_and_survives_a_bad_volume(plac
     assert not (tmp_path / "one").exists()
 
 
+def test_predict_goes_on_after_any_failure_of_one_volume(place, tmp_path, capsys, monkeypatch):
+    inputs = tmp_path / "in"
+    for index in range(3):
+        save(inputs / f"v{index}.nii.gz", ball(index)[0])
+    real, calls = Segmenter.segment, []
+
+    def segment(self, image, **options):
+        calls.append(image)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA out of memory\nsecond line")
+        return real(self, image, **options)
+
+    monkeypatch.setattr(Segmenter, "segment", segment)
+    capsys.readouterr()
+    assert run("predict", place / "run", inputs, tmp_path / "out") == 1
+    text = capsys.readouterr()
+    assert "2 of 3" in text.out
+    assert text.err.splitlines()[-1] == f"failed: {inputs / 'v1.nii.gz'}: CUDA out of memory"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"v0.nii.gz", "v2.nii.gz"}
+
+
+def test_predict_never_overwrites_what_it_was_not_told_to(place, tmp_path, capsys):
+    inputs = tmp_path / "in"
+    for name in ("a", "a_winners"):
+        save(inputs / f"{name}.nii.gz", ball(0)[0])
+    assert "one name" in refused(capsys, "predict", place / "run", inputs, tmp_path / "out", "--winners")
+    (inputs / "a_winners.nii.gz").unlink()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_winners.nii.gz").write_text("mine")
+    assert "exists" in refused(capsys, "predict", place / "run", inputs, tmp_path / "out", "--winners")
+    assert (tmp_path / "out" / "a_winners.nii.gz").read_text() == "mine"
+    assert "replace an input" in refused(capsys, "predict", place / "run", inputs, inputs, "--overwrite")
+
+
 def test_resampled_prediction_comes_back_to_the_inputs_grid(place, tmp_path):
     words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 2, "--spacing", 1.5, 1.5, 1.5]
     assert run(*words, "--method", "sup") == 0
@@ -201,15 +235,16 @@ def test_half_precision_trains(place, tmp_path):
     assert results["prototype_spread"]["ball"] > 0.01
 
 
-def test_published_preset_trains(place, tmp_path):
+def test_published_preset_trains(place, tmp_path, capsys):
     words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 3, "--preset", "paper-code"]
     assert run(*words, "--select", "test", "--test", 2) == 0
+    assert "K > 1 has no effect, as published" in capsys.readouterr().err
     assert "BEST ON TEST CASES" in (tmp_path / "r" / "report.html").read_text()
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     assert max(results["prototype_spread"].values()) < 0.01
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, capsys, monkeypatch):
     from cl_medical.mpcl.system import SegmentationSystem
 
     words = ["train", place / "data", tmp_path / "whole", *TINY, "--steps", 9, "--checkpoint-every", 4]
@@ -227,6 +262,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, monkeypatc
         run(*words)
     assert not (tmp_path / "broken" / "model.json").exists()
     monkeypatch.setattr(SegmentationSystem, "training_step", real)
+    assert "method.prototypes.k was 3, is 4" in refused(capsys, *words, "--resume", "--k", 4)
     assert run(*words, "--resume") == 0
     for name in ("whole", "broken"):
         assert (tmp_path / name / "checkpoints" / "last.ckpt").exists()
@@ -264,6 +300,19 @@ def test_prepare_crops_resamples_and_splits(place, tmp_path, capsys):
     assert run("train", tmp_path / "la", tmp_path / "r", *TINY, "--steps", 1) == 0
 
 
+def test_prepare_merges_structures_where_told(place, tmp_path, capsys):
+    shutil.copytree(place / "data", tmp_path / "raw")
+    (tmp_path / "raw" / "dataset.json").unlink()
+    for path in (tmp_path / "raw" / "labels").iterdir():
+        save(path, np.asarray(nib.load(path).dataobj) * 255)
+    words = ["prepare", tmp_path / "raw", tmp_path / "out", "--labelled", 2]
+    assert "numbered without gaps" in refused(capsys, *words)
+    assert not (tmp_path / "out").exists()
+    assert run(*words, "--merge-labels") == 0
+    assert read_cases(tmp_path / "out").classes == ("background", "structure")
+    assert np.asarray(nib.load(tmp_path / "out" / "labels" / "case0.nii.gz").dataobj).max() == 1
+
+
 def test_sample_data_are_simulated_volumes_with_labels(tmp_path, capsys):
     assert run("sample-data", tmp_path / "s", "--cases", 3, "--unlabelled", 1) == 0
     data = read_cases(tmp_path / "s")
@@ -295,7 +344,13 @@ def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
     def relabel(array, affine=AFFINE):
         return lambda folder: [save(folder / "labels" / f"case{i}.nii.gz", array, affine) for i in range(6)]
 
+    def recommend(**settings):
+        return lambda folder: (folder / "dataset.json").write_text(json.dumps({"settings": settings}))
+
     label = ball(0)[1]
+    assert "numbered without gaps" in changed(lambda f: (relabel(label * 255)(f), (f / "dataset.json").unlink()))
+    assert "dataset.json, settings (--scaling)" in changed(recommend(scaling="loud"))
+    assert "dataset.json, settings (--augment)" in changed(recommend(augment="mirror"))
     assert "differ in shape" in changed(relabel(label[:-1]))
     assert "no class" in changed(relabel(label * 2))
     assert "differ in spacing" in changed(relabel(label, np.eye(4)))
@@ -306,6 +361,10 @@ def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
     assert "constant" in changed(lambda f: [save(f / "images" / f"case{i}.nii.gz", zero) for i in range(9)])
     assert "no labelled case" in changed(lambda f: shutil.rmtree(f / "labels"))
     assert "no image" in changed(lambda f: (f / "images" / "case1.nii.gz").unlink())
+    four = np.stack([ball(0)[0]] * 2, -1)
+    assert "not three-dimensional" in changed(
+        lambda f: [save(f / "images" / f"case{i}.nii.gz", four) for i in range(9)]
+    )
     data = place / "data"
     net = ["--network.width", 4, "--network.downsamplings", 2, "--labelled", 2]
     assert "does not fit the network" in refused(capsys, "train", data, out, *net, "--patch", 16, 16, 6)
@@ -315,6 +374,9 @@ def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
     assert "one prototype a class" in refused(capsys, "train", data, out, *TINY, "--k", 3, "--method", "upcol")
     far = ["--patch", 16, 12, 16, "--stride", 99, 1, 1]
     assert "between 1 and the patch" in refused(capsys, "train", data, out, *net, *far)
+    rotated = ["--augment", "flip-rotate"]
+    assert "rotation needs equal" in refused(capsys, "train", data, out, *TINY, *rotated)
+    assert "no test cases" in refused(capsys, "train", data, out, *TINY, "--test", 0, "--select", "test")
     assert "fewer labelled" in refused(capsys, "train", data, out, *net[:4], "--labelled", 7, *far[:4])
     assert "--ratio" in refused(capsys, "train", data, out, *TINY, "--ratio", 0)
     assert "spacing" in refused(capsys, "train", data, out, *TINY, "--spacing", 1, 1, 0)

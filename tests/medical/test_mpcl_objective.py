@@ -1,11 +1,13 @@
 """What the mathematics of MPCL has to satisfy: closed forms, invariances, gradients, degenerate input."""
 
 import math
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_medical.mpcl.features import cosine_maps, features_at, squared_norms
+from cl_medical.mpcl.features import cosine_maps, features_at, mean_feature, squared_norms
 from cl_medical.mpcl.ihpg import (
     Prototypes,
     PrototypeSettings,
@@ -29,12 +31,13 @@ from cl_medical.mpcl.objective import (
     supervised_loss,
 )
 from cl_medical.mpcl.system import (
+    MethodOptions,
     MethodSettings,
     OptimSettings,
     SegmentationSystem,
     resolve_method,
 )
-from contrastive_core.errors import InputError
+from contrastive_core.errors import ContrastiveWarning, InputError
 
 TINY = NetworkConfig(width=4, downsamplings=2)
 RUN = {"total_steps": 10, "seed": 0}
@@ -62,6 +65,8 @@ def test_full_resolution_features_are_read_without_being_made(size):
     torch.testing.assert_close(squared_norms(x6, size), full.square().sum(1))
     voxels = torch.arange(math.prod(size))
     torch.testing.assert_close(features_at(x6[1], size, voxels), full[1].flatten(1).T)
+    inside = torch.rand(size) > 0.5
+    torch.testing.assert_close(mean_feature(x6[1], inside), full[1][:, inside].mean(1))
     p = torch.randn(6, 5, dtype=torch.float64)
     expected = torch.einsum("bdxyz,md->bmxyz", F.normalize(full, dim=1), F.normalize(p, dim=1))
     weight = torch.randn_like(expected)
@@ -91,7 +96,7 @@ def test_one_prototype_is_the_mean_of_the_class():
     torch.manual_seed(0)
     x6, image = torch.rand(6, 4, 4, 4), torch.rand(8, 8, 8)
     mask = torch.rand(8, 8, 8) > 0.6
-    found, intensity, share = class_prototypes(x6, image, mask, PrototypeSettings(k=1, max_voxels=0), draws())
+    found, intensity, share = class_prototypes(x6, image, mask, PrototypeSettings(k=1, max_voxels=10), draws())
     torch.testing.assert_close(found[0], upsampled(x6[None], (8, 8, 8))[0][:, mask].mean(1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(intensity[0], image[mask].mean())
     assert share.tolist() == [1.0]
@@ -126,6 +131,61 @@ def modes():
         image[4 * index : 4 * index + 4] = value
         x6[index, 4 * index : 4 * index + 4] = 1
     return x6, image
+
+
+@pytest.mark.parametrize("assignment", ["official", "sharp"])
+def test_prototypes_follow_the_published_iteration(assignment, monkeypatch):
+    """Ten iterations written out on the upsampled map, with all differences made, give the same result and gradient."""
+    torch.manual_seed(0)
+    size, seeds = (8, 6, 7), torch.tensor([3, 40, 100])
+    x6 = torch.rand(5, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(size) > 0.4
+    monkeypatch.setattr(sys.modules[class_prototypes.__module__], "_seed_voxels", lambda *_: seeds)
+    settings = PrototypeSettings(assignment=assignment, max_voxels=0)
+    found, *_ = class_prototypes(x6, torch.rand(size, dtype=torch.float64), mask, settings, draws())
+    features = upsampled(x6[None], size)[0].permute(1, 2, 3, 0)[mask]
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, side, dtype=torch.float64) for side in size), indexing="ij")
+    places = torch.stack(axes, -1)[mask]
+    c, q = features[seeds], places[seeds]
+    for _ in range(10):
+        distance = (features[:, None] - c).norm(dim=2) + (places[:, None] - q).norm(dim=2) / 100
+        if assignment == "official":
+            weight = (-distance.clamp_min(1e-12).sqrt()).exp()
+        else:
+            weight = (-10 * distance / distance.detach().mean()).exp()
+        weight = weight / weight.sum(1, keepdim=True)
+        mass = weight.sum(0)[:, None]
+        c, q = (weight[:, :, None] * features[:, None]).sum(0) / mass, weight.T @ places / mass
+    torch.testing.assert_close(found, c, rtol=1e-5, atol=1e-6)
+    direction = torch.randn_like(c)
+    ours, literal = (torch.autograd.grad((value * direction).sum(), x6, retain_graph=True)[0] for value in (found, c))
+    torch.testing.assert_close(ours, literal, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("seeding", ["intensity", "random", "k-means"])
+def test_prototypes_start_where_they_are_told(seeding):
+    """Features say nothing of intensity here: only seeds far apart in the features find all three modes every time."""
+    x6, image = modes()
+    image = torch.rand(image.shape, generator=draws())
+    mask = torch.ones_like(image, dtype=torch.bool)
+    settings = PrototypeSettings(seeding=seeding, max_voxels=100, iterations=1)
+    found = []
+    for seed in range(12):
+        centers, *_ = class_prototypes(x6, image, mask, settings, draws(seed))
+        unit = F.normalize(centers, dim=1)
+        found.append((unit @ unit.T)[~torch.eye(3, dtype=torch.bool)].max().item() < 0.5)
+    assert any(found)
+    assert all(found) == (seeding == "k-means")
+    flat, *_ = class_prototypes(torch.ones_like(x6), image, mask, settings, draws())
+    torch.testing.assert_close(flat, torch.ones(3, 3))
+
+
+def test_prototypes_are_paired_by_cosine():
+    a, _ = random_pair()
+    order = torch.tensor([[2, 0, 1], [1, 2, 0]])
+    shuffled = replace(a.take(order), centers=3 * a.take(order).centers)
+    torch.testing.assert_close(shuffled.matched(a).centers, 3 * a.centers)
+    torch.testing.assert_close(shuffled.matched(a).intensity, a.intensity)
 
 
 def test_sharp_prototypes_stay_apart_where_the_published_ones_collapse():
@@ -328,8 +388,57 @@ def step(system, image, label, unlabelled):
     return SegmentationSystem.training_step(system, [image, label, unlabelled[:, None]], 0)
 
 
-@pytest.mark.parametrize("preset", ["corrected", "paper-code"])
-@pytest.mark.parametrize("method", ["mpcl", "upcol", "mean-teacher", "ua-mt", "sup"])
+def batch():
+    torch.manual_seed(0)
+    label = torch.zeros(1, 8, 8, 8, dtype=torch.long)
+    label[0, 2:5] = 1
+    return torch.rand(1, 1, 8, 8, 8), label, torch.rand(1, 1, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"contrast": 0.0}, {"loss_sup", "loss_pc_labelled", "loss_pc_unlabelled"}),
+        ({"alignment": 0.0}, {"loss_sup", "loss_contrast"}),
+        ({"match": "hungarian"}, {"loss_sup", "loss_pc_labelled", "loss_pc_unlabelled", "loss_contrast"}),
+    ],
+)
+def test_parts_of_the_method_can_be_left_out(options, parts, monkeypatch):
+    monkeypatch.setattr(SegmentationSystem, "global_step", 5)
+    logged = {}
+    monkeypatch.setattr(SegmentationSystem, "log_dict", lambda self, values: logged.update(values), raising=False)
+    torch.manual_seed(0)
+    settings = resolve_method("mpcl", "corrected", MethodOptions(**options))
+    system = SegmentationSystem(VNet(TINY, 2), settings, optim=OptimSettings(), **RUN)
+    image, label, unlabelled = batch()
+    system.log = lambda *a, **k: None
+    loss = system.training_step([image, label, unlabelled[:, None]], 0)
+    assert {name for name, value in logged.items() if value > 0} == parts
+    torch.testing.assert_close(loss.detach(), sum(logged.values()))
+
+
+@pytest.mark.parametrize("assignment", ["official", "sharp"])
+def test_collapsed_prototypes_are_told_once(assignment, monkeypatch):
+    monkeypatch.setattr(SegmentationSystem, "global_step", 5)
+    torch.manual_seed(0)
+    settings = resolve_method("mpcl", "corrected", MethodOptions(assignment=assignment))
+    system = SegmentationSystem(VNet(TINY, 2), settings, optim=OptimSettings(), **RUN)
+    for parameter in system.network.parameters():
+        parameter.data.zero_()  # the same feature everywhere
+    with pytest.warns(ContrastiveWarning, match="K > 1 has no effect") as caught:
+        step(system, *batch())
+    assert ("--assignment sharp" in str(caught[0].message)) == (assignment == "official")
+    step(system, *batch())
+
+
+@pytest.mark.parametrize(
+    ("method", "preset"),
+    [
+        *[(method, preset) for method in ("mpcl", "upcol") for preset in ("corrected", "paper-code")],
+        *[(method, "corrected") for method in ("mean-teacher", "ua-mt", "sup")],  # presets do not concern them
+    ],
+)
+@pytest.mark.filterwarnings("ignore:all prototypes of every class are the same")
 @pytest.mark.parametrize("case", ["usual", "no foreground", "two voxels", "constant patch", "sure teacher"])
 def test_every_degenerate_batch_has_a_finite_loss_and_gradient(method, preset, case, monkeypatch):
     torch.manual_seed(0)
@@ -375,6 +484,10 @@ def test_presets_differ_where_the_published_code_does():
     ("make", "option"),
     [
         (lambda: PrototypeSettings(k=0), "--k"),
+        (lambda: PrototypeSettings(spatial_weight=-1.0), "--spatial-weight"),
+        (lambda: MethodSettings(contrast=-1.0), "--contrast"),
+        (lambda: MethodSettings(alignment=float("nan")), "--alignment"),
+        (lambda: resolve_method("upcol", "corrected", MethodOptions(contrast=1.0)), "--contrast"),
         (lambda: MethodSettings(temperature=0.0), "--temperature"),
         (lambda: OptimSettings(lr=-1.0), "--optim.lr"),
         (lambda: NetworkConfig(width=0), "--network.width"),

@@ -27,6 +27,7 @@ from cl_medical.volumes import (
     surface_distances,
     write_nifti,
 )
+from cl_medical.volumes.reading import case_name
 from contrastive_core.errors import InputError
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -79,20 +80,21 @@ def series(folder, count=5, slope=2.0, order=1, skip=(), angle=0.2):
     return volume
 
 
+@pytest.mark.parametrize("affine", [OBLIQUE, OBLIQUE[:, [2, 0, 1, 3]], OBLIQUE @ np.diag([1, -1, -1, 1])])
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_nifti_keeps_its_place_through_the_networks_grid_and_back(tmp_path, ending):
-    path = save(tmp_path / f"a{ending}", image(), OBLIQUE)
+def test_nifti_keeps_its_place_through_the_networks_grid_and_back(tmp_path, ending, affine):
+    path = save(tmp_path / f"a{ending}", image(), affine)
     volume = read_image(path)
     assert volume.shape == (1, 6, 5, 4)
-    np.testing.assert_allclose(np.asarray(volume.affine), OBLIQUE, atol=1e-5)
-    assert spacing(volume) == pytest.approx(np.linalg.norm(OBLIQUE[:3, :3], axis=0), rel=1e-5)
+    np.testing.assert_allclose(np.asarray(volume.affine), affine, atol=1e-5)
+    assert spacing(volume) == pytest.approx(np.linalg.norm(affine[:3, :3], axis=0), rel=1e-5)
     plan = Preprocessing(scaling="none")
     turned = plan.image(volume)
     assert "".join(nib.aff2axcodes(np.asarray(turned.affine))) == "RAS"
     # A voxel keeps its place in space: look one up by its value.
     where = np.argwhere(turned.numpy()[0] == volume.numpy()[0, 4, 1, 2])[0]
     here = np.asarray(turned.affine) @ [*where, 1]
-    np.testing.assert_allclose(here, OBLIQUE @ [4, 1, 2, 1], atol=1e-4)
+    np.testing.assert_allclose(here, affine @ [4, 1, 2, 1], atol=1e-4)
     back = plan.restore(turned.as_tensor(), turned, volume)
     assert torch.equal(back, volume.as_tensor())
     out = tmp_path / f"b{ending}"
@@ -110,6 +112,20 @@ def test_scaled_integers_are_written_as_their_values(tmp_path):
     read = nib.load(tmp_path / "p.nii.gz")
     np.testing.assert_allclose(read.get_fdata(), values / 65535, atol=1e-7)
     np.testing.assert_allclose(read.affine, OBLIQUE, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(1, 0), (0, 2), (2, 1)])
+def test_space_codes_of_the_input_are_kept(tmp_path, sform, qform):
+    """A sheared volume placed by its sform alone must not get a qform, which cannot hold the shear."""
+    source = nib.Nifti1Image(image(), np.eye(4))
+    source.set_qform(np.diag([2, 2, 3, 1.0]), qform)
+    source.set_sform(OBLIQUE, sform)
+    nib.save(source, tmp_path / "a.nii.gz")
+    write_nifti(tmp_path / "b.nii.gz", label(), read_image(tmp_path / "a.nii.gz"))
+    before, after = (nib.load(tmp_path / name) for name in ("a.nii.gz", "b.nii.gz"))
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
+    assert int(after.header["qform_code"]) == qform
+    assert int(after.header["sform_code"]) == (sform or qform)
 
 
 def test_resampling_uses_the_spacing_of_each_axis_and_comes_back(tmp_path):
@@ -135,6 +151,15 @@ def test_intensity_scales(tmp_path):
     assert 0.4 < float(x.mean()) < 0.6
     z = Preprocessing("z-score").image(volume).as_tensor()
     assert abs(float(z.mean())) < 1e-3
+    lone = np.zeros((4, 4, 4), np.float32)
+    lone[1, 1, 1] = 3
+    assert torch.isfinite(
+        Preprocessing("z-score").image(read_image(save(tmp_path / "b.nii.gz", lone))).as_tensor()
+    ).all()
+    with pytest.raises(InputError, match="intensity scale"):
+        Preprocessing.from_dict({"scaling": "loud", "window": (0, 1)})
+    with pytest.raises(InputError, match="--window"):
+        Preprocessing.from_dict({"scaling": "ct", "window": [1]})
     ct = Preprocessing("ct", (0.0, 0.5)).image(volume)
     assert float((ct == 1).float().mean()) > 0.4
 
@@ -189,6 +214,27 @@ def test_broken_series_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no DICOM"):
         read_image(tmp_path / "empty")
+
+
+def test_a_slice_cut_off_before_its_header_does_not_pass_for_a_note(tmp_path):
+    series(tmp_path / "s")
+    for index, path in enumerate(sorted((tmp_path / "s").iterdir())):
+        path.rename(path.with_name(f"IM{index:04d}"))
+    (tmp_path / "s" / "notes.txt").write_text("not a slice")
+    assert read_image(tmp_path / "s").shape == (1, 6, 4, 5)
+    (tmp_path / "s" / "IM0004").write_bytes(b"")
+    with pytest.raises(InputError, match=r"(?s)cannot be read.*IM0004"):
+        read_image(tmp_path / "s")
+
+
+def test_a_series_without_places_is_refused(tmp_path):
+    series(tmp_path / "s")
+    for path in (tmp_path / "s").iterdir():
+        data = pydicom.dcmread(path)
+        data.ImagePositionPatient = None
+        data.save_as(path)
+    with pytest.raises(InputError, match="where it lies"):
+        read_image(tmp_path / "s")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +305,46 @@ def test_cases_without_label_file_are_unlabelled(tmp_path):
         make_split(data, labelled=0)
 
 
+def test_lists_fix_the_parts_they_name_and_no_others(tmp_path):
+    pairs(tmp_path)
+    (tmp_path / "train_unlab.txt").write_text("c0\nc1\n")
+    split = make_split(read_cases(tmp_path), labelled=2, validation=1, test=2)
+    assert {"c0", "c1", "c8", "c9"} <= set(split.unlabelled)
+    assert [len(part) for part in (split.labelled, split.validation, split.test)] == [2, 1, 2]
+    (tmp_path / "train_lab.txt").write_text("c2\nc3\nc4\nc5\n")
+    data = read_cases(tmp_path)
+    assert make_split(data, labelled=2) == Split(("c2", "c3"), ("c4", "c5", "c0", "c1"), (), ())
+    assert make_split(data, labelled=2, validation=1) == Split(("c2", "c3"), ("c4", "c0", "c1"), ("c5",), ())
+    with pytest.raises(InputError, match="fewer labelled"):
+        make_split(data, labelled=3, validation=2)
+    with pytest.raises(InputError, match=r"(?s)lists fix this part.*--test.*train_lab"):
+        make_split(data, labelled=2, test=1)
+    (tmp_path / "val.txt").write_text("c6\n")
+    with pytest.raises(InputError, match=r"(?s)lists fix this part.*--validation.*val\.txt"):
+        make_split(read_cases(tmp_path), labelled=2, validation=1)
+    (tmp_path / "val.txt").write_text("c9\n")
+    with pytest.raises(InputError, match=r"(?s)has no label.*c9"):
+        make_split(read_cases(tmp_path), labelled=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"patients": ["c0"]}', '{"settings": 3}', '{"labels": 3}', '{"labels": {"0": "a", "2": "b"}}',
+             '{"labels": {"background": 0, "thing": "x"}}', "{"],
+)  # fmt: skip
+def test_malformed_descriptions_are_refused(tmp_path, text):
+    pairs(tmp_path)
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(InputError, match=r"dataset\.json"):
+        read_cases(tmp_path)
+
+
+def test_classes_may_be_numbered_by_value_or_by_name(tmp_path):
+    pairs(tmp_path)
+    for labels in ({"0": "nothing", "1": "thing"}, {"nothing": 0, "thing": 1}, ["nothing", "thing"]):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+        assert read_cases(tmp_path).classes == ("nothing", "thing")
+
+
 def test_no_labelled_case_at_all(tmp_path):
     data = read_cases(pairs(tmp_path, unlabelled=10))
     with pytest.raises(InputError, match="no labelled case"):
@@ -310,6 +396,9 @@ def test_published_hdf5_layouts_with_their_lists(tmp_path, nested):
     data = read_cases(tmp_path)
     split = make_split(data, labelled=1)
     assert split == Split(("P0",), ("P1", "P2", "P5"), (), ("P3", "P4"))
+    assert data.settings == {"scaling": "none"}  # published scaled
+    volumes = {case_name(path): path for path in find_volumes([tmp_path])}
+    assert volumes == {name: case.image for name, case in data.cases.items()}
     x, y = read_pair(data.cases["P0"].image, data.cases["P0"].label, 2)
     np.testing.assert_array_equal(x.numpy()[0], image(seed=0))
     assert y.dtype == torch.int64
@@ -451,4 +540,7 @@ def test_largest_component_of_every_structure():
     assert kept[6, 0, 0] == 0
     assert kept[4, 1, 1] == 2
     assert (kept[0:3] == 1).all()
+    corner = np.zeros((4, 4, 4), np.uint8)
+    corner[0, 0, 0] = corner[1, 1, 1] = corner[3, 3, 3] = 1
+    assert largest_component(corner, 2).sum() == 2  # corners touch, as in the published code
     assert (largest_component(np.zeros_like(labels), 3) == 0).all()

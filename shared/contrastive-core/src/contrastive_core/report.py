@@ -126,7 +126,9 @@ class Report:
         figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.subplots()
         for index, (name, (x, y)) in enumerate(lines.items()):
-            axes.plot(x, y, label=name, color=PALETTE[index % len(PALETTE)], linewidth=1.8)
+            # A single point makes no line.
+            marker = "o" if len(x) == 1 else ""
+            axes.plot(x, y, label=name, color=PALETTE[index % len(PALETTE)], linewidth=1.8, marker=marker)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:

@@ -15,6 +15,7 @@ from contrastive_core.files import atomic_write, read_json
 from contrastive_core.report import Report
 from contrastive_core.training import RunFolder, TrainSettings
 from cyclopts import Parameter
+from monai.data.meta_tensor import MetaTensor
 
 from cl_medical.mpcl.data import DataOptions, DataPlan, foreground_crop
 from cl_medical.mpcl.ihpg import Prototypes, spread
@@ -26,7 +27,7 @@ from cl_medical.mpcl.training import Select, StepSettings, evaluate_cases, load_
 from cl_medical.volumes.cases import CaseSet, Split, find_volumes, make_split, read_cases
 from cl_medical.volumes.metrics import summarise
 from cl_medical.volumes.prepare import Task, prepare_cases
-from cl_medical.volumes.reading import case_name, read_image, write_nifti
+from cl_medical.volumes.reading import case_name, read_image, spacing, write_nifti
 from cl_medical.volumes.samples import write_samples
 
 Flat = Parameter(name="*")
@@ -55,6 +56,7 @@ def prepare(
     out: Path,
     *,
     task: Task = "general",
+    merge_labels: bool = False,
     labelled: int = 4,
     validation: int | None = None,
     test: int | None = None,
@@ -66,12 +68,15 @@ def prepare(
         raw: Folder with images/ and labels/ (equal names); an image is a NIfTI file or a folder with a DICOM series.
         out: New folder.
         task: Preset of the published data sets: la, pancreas, brats; or general, which only reorders to RAS.
+        merge_labels: Take all structures as one; the published tasks do.
         labelled: Labelled training cases; further ones train as unlabelled.
         validation: Validation cases; a tenth of the labelled ones if absent.
         test: Test cases; a fifth of the labelled ones if absent.
         seed: Seed of the split.
     """
-    data, split = prepare_cases(raw, out, task=task, labelled=labelled, validation=validation, test=test, seed=seed)
+    data, split = prepare_cases(
+        raw, out, task=task, merge=merge_labels, labelled=labelled, validation=validation, test=test, seed=seed
+    )
     parts = {name: len(names) for name, names in dataclasses.asdict(split).items()}
     print(f"{len(data.cases)} cases in {out}: " + ", ".join(f"{count} {name}" for name, count in parts.items()))
 
@@ -104,8 +109,9 @@ def train(
         method: mpcl, upcol (one prototype, no contrast), mean-teacher, ua-mt, or sup (labelled cases only).
         preset: corrected, or paper-code with every behaviour of the published code.
         labelled: Labelled cases to train with; the others train as unlabelled.
-        validation: Cases that choose the checkpoint; a tenth of the labelled ones if absent.
-        test: Cases held out; a fifth of the labelled ones if absent.
+        validation: Cases that choose the checkpoint. If absent: those of val.txt; without split lists a tenth of the
+            labelled ones.
+        test: Cases held out. If absent: those of test.txt; without split lists a fifth of the labelled ones.
         split_seed: Seed of the split, where the folder has no split lists.
         select: Keep the weights best on validation cases, the last, or (as published) the best on test cases.
         options: Choices of the method that win over the preset.
@@ -242,32 +248,25 @@ def predict(
     if largest_component is not None:
         segmenter.plan = dataclasses.replace(segmenter.plan, largest_component=largest_component)
     paths = find_volumes([volumes])
-    _check_outputs(paths, out, overwrite)
-    failures: list[tuple[Path, InputError]] = []
+    kinds = {"_probabilities": probabilities, "_prototypes": prototype_map, "_winners": winners}
+    endings = ["", *(ending for ending, wanted in kinds.items() if wanted)]
+    _check_outputs(paths, out, endings, overwrite)
+    failures: list[tuple[Path, Exception]] = []
     for path in tracked(paths, "segmenting", True):
         try:
             image = read_image(path)
             found = segmenter.segment(image, probabilities=probabilities, prototypes=prototype_map or winners)
-        except InputError as error:
+            _write(found, image, out, case_name(path), endings)
+        except (InputError, OSError, MemoryError, RuntimeError) as error:  # torch runs out of memory as RuntimeError
             if len(paths) == 1:
                 raise
             failures.append((path, error))
             continue
-        name = case_name(path)
-        write_nifti(out / f"{name}.nii.gz", found.labels, image)
-        if found.probabilities is not None:
-            whole = np.moveaxis(np.rint(found.probabilities * 65535).astype(np.uint16), 0, -1)
-            write_nifti(out / f"{name}_probabilities.nii.gz", whole, image, scale=1 / 65535)
-        if prototype_map and found.prototype_labels is not None:
-            write_nifti(out / f"{name}_prototypes.nii.gz", found.prototype_labels, image)
-        if winners and found.winners is not None:
-            write_nifti(out / f"{name}_winners.nii.gz", found.winners, image)
         if not sys.stderr.isatty():
-            print(f"{name}: " + _shares(found, segmenter.plan.classes), file=sys.stderr)
+            print(f"{case_name(path)}: " + _shares(found, segmenter.plan.classes), file=sys.stderr)
     print(f"{len(paths) - len(failures)} of {len(paths)} volumes segmented, in {out}")
     for path, failure in failures:
-        reason = f" ({failure.why})" if failure.why else ""
-        print(f"failed: {path}: {failure.what}{reason}", file=sys.stderr)
+        print(f"failed: {path}: {_reason(failure)}", file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -471,19 +470,20 @@ def _train_report(
         "volume's diagonal as distance. prototype_*: the prototype classifier, cross-entropy with cosines times 10.",
     )
     for name in judged[:3]:
-        image, label = plan.load(cases.cases[name], labelled=True)
-        found = segmenter.segment_prepared(image, prototypes=True)
+        x, y = plan.read(cases.cases[name])
+        image, label = plan.preprocessing.image(x), plan.preprocessing.label(y).as_tensor()[0]
+        found = segmenter.segment_prepared(image.as_tensor(), prototypes=True)
         report.figure(
             name,
-            slices_figure(image, label, found, k, plan.classes),
+            slices_figure(image.as_tensor(), label, found, k, plan.classes, spacing(image)),
             "Above: contours in the middle slices, reference dashed. Below: the prototype nearest to every voxel.",
         )
-    image, label = plan.load(cases.cases[split.labelled[0]], labelled=True)
-    assert label is not None
-    image, label = foreground_crop(image, label, plan.patch)
+    scan, reference = plan.load(cases.cases[split.labelled[0]], labelled=True)
+    assert reference is not None
+    scan, reference = foreground_crop(scan, reference, plan.patch)
     report.figure(
         f"Intensities of {split.labelled[0]}",
-        histogram_figure(image, label, segmenter.prototypes, plan.classes),
+        histogram_figure(scan, reference, segmenter.prototypes, plan.classes),
         "Lines: mean intensity of the voxels a prototype stands for, over all labelled cases.",
     )
     return report
@@ -495,18 +495,39 @@ def _line_name(name: str, classes: Sequence[str]) -> str:
     return {"loss": "total", "val_dice": "mean Dice"}.get(name, name.removeprefix("loss_").replace("_", " "))
 
 
-def _check_outputs(paths: Sequence[Path], out: Path, overwrite: bool) -> None:
+def _check_outputs(paths: Sequence[Path], out: Path, endings: Sequence[str], overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError("the output is not a folder", where=out, remedy="name a folder")
-    seen: dict[str, Path] = {}
+    inputs = {path.resolve() for path in paths}
+    seen: dict[Path, Path] = {}
     for path in paths:
-        name = case_name(path)
-        if name in seen:
-            raise InputError("two volumes have one name", where=path, why=f"the other is {seen[name]}")
-        seen[name] = path
-        _refuse_existing(out / f"{name}.nii.gz", overwrite)
-        if path.resolve() == (out / f"{name}.nii.gz").resolve():
-            raise InputError("the output would replace its input", where=path, remedy="name another folder")
+        for ending in endings:
+            target = out / f"{case_name(path)}{ending}.nii.gz"
+            if target in seen:
+                raise InputError(
+                    "two results have one name", where=path, why=f"{target.name} is also written for {seen[target]}"
+                )
+            seen[target] = path
+            if target.resolve() in inputs:
+                raise InputError("the output would replace an input", where=target, remedy="name another folder")
+            _refuse_existing(target, overwrite)
+
+
+def _write(found: Segmentation, image: MetaTensor, out: Path, name: str, endings: Sequence[str]) -> None:
+    maps = {"": found.labels, "_prototypes": found.prototype_labels, "_winners": found.winners}
+    for ending in endings:
+        path, values = out / f"{name}{ending}.nii.gz", maps.get(ending)
+        if values is not None:
+            write_nifti(path, values, image)
+        elif found.probabilities is not None:
+            whole = np.moveaxis(np.rint(found.probabilities * 65535).astype(np.uint16), 0, -1)
+            write_nifti(path, whole, image, scale=1 / 65535)
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, InputError):
+        return failure.what + (f" ({failure.why})" if failure.why else "")
+    return (str(failure).strip().splitlines() or [type(failure).__name__])[0]
 
 
 def _shares(found: Segmentation, classes: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from monai.transforms.transform import Transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cl_medical.volumes.cases import Case, CaseSet
+from cl_medical.volumes.cases import Case, CaseSet, found_classes
 from cl_medical.volumes.grid import Preprocessing, Scaling
 from cl_medical.volumes.reading import read_image, read_label, read_pair
 
@@ -44,7 +44,8 @@ class DataOptions:
         scaling: Intensity scale: percentile, z-score, ct or none (percentile).
         window: Lowest and highest Hounsfield unit of scaling ct.
         spacing: Voxel sides in mm everything is resampled to (none: the volumes' own).
-        augment: Augmentation of labelled patches besides cropping: none, flip, flip-rotate (none).
+        augment: Augmentation of labelled patches besides cropping: none, flip, flip-rotate, which turns patches that
+            are as wide as high (none).
         classes: Names of the classes, background first.
         merge_labels: Take all structures as one.
         largest_component: Keep only the largest piece of every structure when predicting (yes).
@@ -95,8 +96,18 @@ class DataPlan:
         Raises:
             InputError: A value is out of range, or the classes are not known.
         """
-        values = dict(data.settings)
-        values |= {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+        given = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+        try:
+            return cls._resolved({**data.settings, **given}, options, data, divisor)
+        except InputError as error:
+            named = {word.strip(", ").lstrip("-") for word in (error.where or "").split()}
+            if not named & (set(data.settings) - set(given)):
+                raise
+            where = f"{data.folder / 'dataset.json'}, settings ({error.where})"
+            raise InputError(error.what, where=where, why=error.why, remedy=error.remedy) from error
+
+    @classmethod
+    def _resolved(cls, values: Mapping[str, Any], options: DataOptions, data: CaseSet, divisor: int) -> "DataPlan":
         patch = _triple(values.get("patch", (96, 96, 96)), "--patch")
         if any(side < divisor or side % divisor for side in patch) or math.prod(patch) == divisor**3:
             raise InputError(
@@ -115,13 +126,21 @@ class DataPlan:
                 "spacing": values.get("spacing"),
             }
         )
-        classes = options.classes or data.classes or _found_classes(data)
+        augment = values.get("augment", "none")
+        if augment not in get_args(Augment) or (augment == "flip-rotate" and patch[0] != patch[1]):
+            raise InputError(
+                "the augmentation cannot be used",
+                where="--augment",
+                why=f"got {augment} for patches of {patch}",
+                remedy=f"one of {', '.join(get_args(Augment))}; rotation needs equal first and second sides",
+            )
+        classes = options.classes or data.classes or _found_classes(data, merge=options.merge_labels)
         if options.merge_labels:
             classes = (classes[0], "structure" if len(classes) > 2 else classes[-1])
         if len(classes) < 2:
             raise InputError("there is nothing to segment", where=data.folder, why=f"the only class is {classes[0]}")
         return cls(
-            patch, stride, preprocessing, values.get("augment", "none"), classes, options.merge_labels,
+            patch, stride, preprocessing, augment, classes, options.merge_labels,
             bool(values.get("largest_component", True)),
         )  # fmt: skip
 
@@ -319,23 +338,22 @@ def augment(image: Tensor, label: Tensor, kind: Augment, generator: torch.Genera
         return image, label
     axes = [axis for axis in range(3) if torch.rand((), generator=generator) < 0.5]
     image, label = image.flip([axis + 1 for axis in axes]), label.flip(axes)
-    if kind == "flip-rotate" and label.shape[0] == label.shape[1]:
+    if kind == "flip-rotate":
         turns = int(torch.randint(4, (1,), generator=generator))
         image, label = torch.rot90(image, turns, (1, 2)), torch.rot90(label, turns, (0, 1))
     return image, label
 
 
 def _triple(value: Any, option: str) -> tuple[int, int, int]:
-    sides = tuple(int(side) for side in value)
-    if len(sides) != 3:
-        raise InputError("three sides are needed", where=option, why=f"got {value}")
-    return sides[0], sides[1], sides[2]
+    try:
+        x, y, z = (int(side) for side in value)
+    except (TypeError, ValueError) as error:
+        raise InputError("three whole numbers are needed", where=option, why=f"got {value}") from error
+    return x, y, z
 
 
-def _found_classes(data: CaseSet) -> tuple[str, ...]:
+def _found_classes(data: CaseSet, *, merge: bool) -> tuple[str, ...]:
     """Names for the values that occur, where the folder does not say."""
-    highest = 0
-    for case in data.cases.values():
-        if case.label is not None:
-            highest = max(highest, int(read_label(case.label).max()))
-    return ("background", *(f"class {index}" for index in range(1, highest + 1)))
+    labels = [case.label for case in data.cases.values() if case.label is not None]
+    found = set().union(*(read_label(label).unique().tolist() for label in labels))
+    return found_classes(found, data.folder, merge=merge)

@@ -2,9 +2,9 @@
 
 MPCL compares prototypes with ``F = upsample(x6)``, the trilinear upsampling of a small feature map to every voxel.
 ``F`` itself (128 channels at every voxel) is never needed: its values at chosen voxels are weighted sums of eight
-entries of ``x6``, its products with a vector are the upsampled products of ``x6``, and its squared norms are a
-quadratic form in the products of neighbouring entries of ``x6``, which separates over the axes. All three are exact and
-carry gradient.
+entries of ``x6``, its mean over a class is a weighted mean of ``x6``, its products with a vector are the upsampled
+products of ``x6``, and its squared norms are a quadratic form in the products of neighbouring entries of ``x6``, which
+separates over the axes. All four are exact and carry gradient.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EPS = 1e-8
@@ -41,6 +41,20 @@ def features_at(x6: Float[Tensor, "d u v w"], size: Sequence[int], voxels: Int[T
     share = torch.stack([weight[0][i] * weight[1][j] * weight[2][k] for i, j, k in corners], 1)
     table = x6.flatten(1).T.contiguous()
     return F.embedding_bag(index, table, mode="sum", per_sample_weights=share)
+
+
+def mean_feature(x6: Float[Tensor, "d u v w"], mask: Bool[Tensor, "x y z"]) -> Float[Tensor, " d"]:
+    """Mean of the upsampled feature vectors over a class: upsampling's transpose says how much each entry counts.
+
+    Args:
+        x6: Feature map of one patch.
+        mask: Voxels of the class, at least one.
+    """
+    share = mask.to(x6)
+    for axis, high in enumerate(mask.shape):
+        # The axis in front is summed, and comes back at the end: after three turns all are in their places.
+        share = torch.tensordot(share, _axis_weights(x6.shape[axis + 1], high, x6), dims=([0], [0]))
+    return (x6 * (share / mask.sum())).sum((1, 2, 3))
 
 
 def squared_norms(x6: Float[Tensor, "b d u v w"], size: Sequence[int]) -> Float[Tensor, "b x y z"]:
@@ -107,10 +121,16 @@ def _taps(low: int, high: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     return first, second, 1 - upper, upper
 
 
-def _pair_weights(low: int, high: int, like: Tensor) -> Float[Tensor, "high pairs"]:
-    """Coefficients of the products (i, i), then (i, i + 1), of one axis, ``pairs = 2 low - 1``."""
+def _axis_weights(low: int, high: int, like: Tensor) -> Float[Tensor, "high low"]:
+    """Linear upsampling of one axis as a matrix."""
     first, second, lower, upper = _taps(low, high, like)
     weights = like.new_zeros(high, low)
     weights.scatter_add_(1, first[:, None], lower[:, None])
     weights.scatter_add_(1, second[:, None], upper[:, None])
+    return weights
+
+
+def _pair_weights(low: int, high: int, like: Tensor) -> Float[Tensor, "high pairs"]:
+    """Coefficients of the products (i, i), then (i, i + 1), of one axis, ``pairs = 2 low - 1``."""
+    weights = _axis_weights(low, high, like)
     return torch.cat([weights.square(), weights[:, :-1] * weights[:, 1:]], 1)

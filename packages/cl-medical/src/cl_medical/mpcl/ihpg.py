@@ -5,13 +5,14 @@ from typing import Literal
 
 import torch
 from contrastive_core.errors import InputError
-from contrastive_core.nn import soft_kmeans
+from contrastive_core.nn import match_prototypes, soft_kmeans
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cl_medical.mpcl.features import features_at
+from cl_medical.mpcl.features import features_at, mean_feature
 
 Assignment = Literal["sharp", "official"]
+Seeding = Literal["intensity", "random", "k-means"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class PrototypeSettings:
         gap: Smallest distance of two seeds on the intensity axis, which runs from 0 to 1.
         iterations: Soft k-means iterations.
         spatial_weight: Weight of the distance between coordinates in [-1, 1].
+        seeding: ``intensity`` starts from the peaks of the histogram. To see what they are worth, ``random`` starts
+            from any voxels of the class, ``k-means`` from voxels whose features lie far apart (k-means++).
         assignment: ``sharp`` (softmax of -10 D / mean D) keeps prototypes apart; ``official`` (exp(-sqrt D)) is the
             published form, under which they all move to the class mean.
         max_voxels: Random voxels of a class that enter k-means; 0 for all of them. Histograms use all voxels.
@@ -34,18 +37,20 @@ class PrototypeSettings:
     gap: float = 0.15
     iterations: int = 10
     spatial_weight: float = 0.01
+    seeding: Seeding = "intensity"
     assignment: Assignment = "sharp"
     max_voxels: int = 20_000
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError("a class needs at least one prototype", where="--k", why=f"got {self.k}")
-        if self.bins < 3 or self.iterations < 1 or self.max_voxels < 0 or not 0 <= self.gap <= 1:
+        counts = self.bins >= 3 and self.iterations >= 1 and self.max_voxels >= 0
+        if not counts or not 0 <= self.gap <= 1 or not 0 <= self.spatial_weight < float("inf"):
             raise InputError(
                 "a setting of the prototypes is out of range",
-                where="--bins, --iterations, --max-voxels, --gap",
-                why=f"got {self.bins}, {self.iterations}, {self.max_voxels}, {self.gap}",
-                remedy="use at least 3 bins, 1 iteration, 0 voxels, and a gap in [0, 1]",
+                where="--bins, --iterations, --max-voxels, --gap, --spatial-weight",
+                why=f"got {self.bins}, {self.iterations}, {self.max_voxels}, {self.gap}, {self.spatial_weight}",
+                remedy="use at least 3 bins, 1 iteration, 0 voxels, a gap in [0, 1], and a weight of 0 or more",
             )
 
 
@@ -67,7 +72,14 @@ class Prototypes:
 
     def sorted(self) -> "Prototypes":
         """Each class's prototypes in the order of their intensity, so that those of two images correspond."""
-        order = self.intensity.argsort(dim=1, stable=True)
+        return self.take(self.intensity.argsort(dim=1, stable=True))
+
+    def matched(self, other: "Prototypes") -> "Prototypes":
+        """Each class's prototypes in the order that pairs them best with those of another, by the sum of cosines."""
+        return self.take(match_prototypes(other.centers, self.centers, match="hungarian"))
+
+    def take(self, order: Int[Tensor, "c k"]) -> "Prototypes":
+        """Each class's prototypes in another order."""
         rows = order[..., None].expand_as(self.centers)
         return Prototypes(
             self.centers.gather(1, rows), self.intensity.gather(1, order), self.share.gather(1, order), self.present
@@ -156,15 +168,21 @@ def class_prototypes(
         rows = torch.arange(k, device=voxels.device) % count
         features = features_at(x6, size, voxels)
         return features[rows], values[rows], values.new_full((k,), 1 / k)
+    if k == 1:
+        return mean_feature(x6, mask)[None], values.mean()[None], values.new_ones(1)
     chosen = _some(count, settings.max_voxels, generator).to(voxels.device)
-    seeds = _seed_voxels(values, settings, generator)
-    # One call reads the features of the voxels and of the seeds.
-    features = features_at(x6, size, torch.cat([voxels[chosen], voxels[seeds]]))
+    features = features_at(x6, size, voxels[chosen])
+    if settings.seeding == "intensity":
+        seeds = _seed_voxels(values, settings, generator)
+    elif settings.seeding == "random":
+        seeds = torch.randperm(count, generator=generator)[:k].to(voxels.device)
+    else:
+        seeds = chosen[_far_apart(features.detach(), k, generator)]
     places = _coordinates(voxels, size, features)
     official = settings.assignment == "official"
     centers, assignment = soft_kmeans(
-        features[: len(chosen)],
-        features[len(chosen) :],
+        features,
+        features_at(x6, size, voxels[seeds]),
         iters=settings.iterations,
         assignment="l2" if official else "sharp",
         power=0.5,
@@ -257,6 +275,23 @@ def _seed_voxels(values: Tensor, settings: PrototypeSettings, generator: torch.G
         pool = inside if len(inside) else torch.arange(len(values), device=values.device)
         seeds.append(pool[int(torch.randint(len(pool), (1,), generator=generator))])
     return torch.stack(seeds)
+
+
+def _far_apart(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Rows drawn as k-means++ does: each with a chance that grows with its squared distance to those before."""
+    rows = [torch.randint(len(features), (1,), generator=generator)]
+    nearest = torch.full((len(features),), float("inf"))
+    while len(rows) < count:
+        distance = (features - features[rows[-1]]).square().sum(1).cpu()
+        nearest = torch.minimum(nearest, distance)
+        # Where all features are the same, any row will do.
+        chance = nearest if float(nearest.sum()) > 0 else torch.ones_like(nearest)
+        rows.append(torch.searchsorted(chance.double().cumsum(0) / chance.double().sum(), _uniform(generator)))
+    return torch.cat(rows).clamp(max=len(features) - 1).to(features.device)
+
+
+def _uniform(generator: torch.Generator) -> Tensor:
+    return torch.rand(1, generator=generator, dtype=torch.float64)
 
 
 def _coordinates(voxels: Tensor, size: tuple[int, ...], like: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from cl_medical.mpcl.predict import Segmentation
 _PLANES = ("sagittal", "coronal", "axial")
 
 
-def slices_figure(image: Tensor, label: Tensor | None, found: Segmentation, k: int, classes: Sequence[str]) -> Any:
+def slices_figure(
+    image: Tensor, label: Tensor | None, found: Segmentation, k: int, classes: Sequence[str], sides: Sequence[float]
+) -> Any:
     """Middle slices in three planes: contours above, the winning prototypes below.
 
     Args:
@@ -23,6 +25,7 @@ def slices_figure(image: Tensor, label: Tensor | None, found: Segmentation, k: i
         found: Segmentation on the same grid, with maps of the prototype classifier.
         k: Prototypes of a class.
         classes: Names, background first.
+        sides: Voxel sides in mm, so that thick slices are not shown flat.
     """
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.figure import Figure
@@ -56,7 +59,8 @@ def slices_figure(image: Tensor, label: Tensor | None, found: Segmentation, k: i
                 interpolation="nearest",
             )  # fmt: skip
         for each in (top, bottom):
-            each.set(xticks=[], yticks=[])
+            across, up = (side for axis, side in enumerate(sides) if axis != plane)
+            each.set(xticks=[], yticks=[], aspect=up / across)
     handles = [Line2D([], [], color=PALETTE[(n - 1) % len(PALETTE)], label=classes[n]) for n in range(1, len(classes))]
     if label is not None:
         handles.append(Line2D([], [], color="gray", linestyle="--", label="reference"))
@@ -94,7 +98,10 @@ def histogram_figure(image: Tensor, label: Tensor, prototypes: Prototypes, class
                 axes.axvline(
                     centre, color=colours[number * k + index], linewidth=2.5, label=f"{centre:.2f} ({share:.0%})"
                 )
-            axes.legend(frameon=False, fontsize=8, title="intensity (share)", title_fontsize=8)
+            axes.legend(
+                frameon=False, fontsize=8, title="intensity (share)", title_fontsize=8, loc="upper left",
+                bbox_to_anchor=(1, 1),
+            )  # fmt: skip
         axes.set_yscale("symlog", linthresh=10)
         axes.set_ylabel("voxels", fontsize=8)
         axes.set_title(name, fontsize=10, loc="left")

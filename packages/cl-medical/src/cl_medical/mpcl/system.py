@@ -12,7 +12,7 @@ from contrastive_core.nn import EMATeacher, sigmoid_rampup
 from contrastive_core.training import seeded_generator
 from torch import Tensor
 
-from cl_medical.mpcl.ihpg import Assignment, Prototypes, PrototypeSettings, ihpg, spread
+from cl_medical.mpcl.ihpg import Assignment, Prototypes, PrototypeSettings, Seeding, ihpg, spread
 from cl_medical.mpcl.model import VNet
 from cl_medical.mpcl.objective import (
     Positives,
@@ -27,7 +27,7 @@ from cl_medical.mpcl.objective import (
 Method = Literal["mpcl", "upcol", "mean-teacher", "ua-mt", "sup"]
 Preset = Literal["corrected", "paper-code"]
 Reliability = Literal["log-c", "sum"]
-Match = Literal["intensity", "index"]
+Match = Literal["intensity", "hungarian", "index"]
 
 COLLAPSED = 1e-3
 """Prototype spread below which a class's prototypes count as one."""
@@ -40,13 +40,16 @@ class MethodOptions:
     Attributes:
         k: Prototypes of a class.
         assignment: sharp or official soft k-means.
-        match: Order prototypes by intensity before fusing, or by index.
+        seeding: Where k-means starts: intensity (histogram peaks), random, or k-means (features far apart).
+        match: How labelled and unlabelled prototypes correspond: intensity, hungarian (cosine), or index.
         reliability: log-c or sum.
         self_negative: Keep the self-similarity in the contrast's denominator.
         masked: Leave classes out that a patch does not hold.
         max_voxels: Voxels of a class in k-means, 0 for all.
         positives: class or same-index.
         scale: Factor on the cosines of the prototype classifier, 1 as published.
+        contrast: Weight of the contrast between prototypes; 0 leaves it out.
+        alignment: Weight of the prototype classifier's cross-entropies; 0 leaves them out.
         bins: Bins of the intensity histogram.
         gap: Smallest distance of two seeds on the intensity axis, 0 to 1.
         iterations: Soft k-means iterations.
@@ -59,6 +62,7 @@ class MethodOptions:
 
     k: int | None = None
     assignment: Assignment | None = None
+    seeding: Seeding | None = None
     match: Match | None = None
     reliability: Reliability | None = None
     self_negative: bool | None = None
@@ -66,6 +70,8 @@ class MethodOptions:
     max_voxels: int | None = None
     positives: Positives | None = None
     scale: float | None = None
+    contrast: float | None = None
+    alignment: float | None = None
     bins: int | None = None
     gap: float | None = None
     iterations: int | None = None
@@ -83,12 +89,15 @@ class MethodSettings:
     Attributes:
         method: mpcl, upcol (one prototype, no contrast), mean-teacher, ua-mt, or sup.
         prototypes: How prototypes are found.
-        match: ``intensity`` orders each class's prototypes before fusing; ``index`` leaves them by rank of their peak.
+        match: ``intensity`` orders each class's prototypes before fusing; ``hungarian`` pairs them by cosine; ``index``
+            leaves them by rank of their peak.
         reliability: Trust in pseudo-labels.
         self_negative: Self-similarity in the contrast's denominator.
         masked: Leave out classes a patch does not hold; else they enter as zeros.
         positives: Positives of the contrast.
         scale: Factor on the cosines of the prototype classifier.
+        contrast: Weight of the contrast between prototypes.
+        alignment: Weight of the prototype classifier's cross-entropies.
         temperature: τ of the contrast.
         ramp: Share of the run over which the weight of unlabelled terms rises to 1.
         ema: Decay of the teacher.
@@ -103,6 +112,8 @@ class MethodSettings:
     masked: bool = True
     positives: Positives = "class"
     scale: float = 1.0
+    contrast: float = 1.0
+    alignment: float = 1.0
     temperature: float = 0.1
     ramp: float = 0.75
     ema: float = 0.99
@@ -110,8 +121,11 @@ class MethodSettings:
 
     def __post_init__(self) -> None:
         for option, value, good in (
-            ("--scale", self.scale, self.scale > 0),
-            ("--temperature", self.temperature, self.temperature > 0),
+            ("--scale", self.scale, 0 < self.scale < float("inf")),
+            ("--contrast", self.contrast, 0 <= self.contrast < float("inf")),
+            ("--alignment", self.alignment, 0 <= self.alignment < float("inf")),
+            ("--consistency", self.consistency, 0 <= self.consistency < float("inf")),
+            ("--temperature", self.temperature, 0 < self.temperature < float("inf")),
             ("--ramp", self.ramp, 0 < self.ramp <= 1),
             ("--ema", self.ema, 0 <= self.ema < 1),
         ):
@@ -143,10 +157,13 @@ def resolve_method(method: Method, preset: Preset, options: MethodOptions = Meth
         "max_voxels": 0 if published else PrototypeSettings.max_voxels,
         "positives": "class",
         "scale": 1.0,
+        "contrast": 0.0 if method == "upcol" else 1.0,
     }
     values |= {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
-    if method == "upcol" and values["k"] != 1:
-        raise InputError("upcol has one prototype a class", where="--k", remedy="use --method mpcl for more")
+    if method == "upcol" and (values["k"] != 1 or values["contrast"] != 0):
+        raise InputError(
+            "upcol has one prototype a class and no contrast", where="--k, --contrast", remedy="use --method mpcl"
+        )
     names = {field.name for field in dataclasses.fields(PrototypeSettings)} & set(values)
     prototypes = PrototypeSettings(**{name: values.pop(name) for name in names})
     return MethodSettings(method, prototypes, **values)
@@ -239,7 +256,7 @@ class SegmentationSystem(L.LightningModule):
     ) -> dict[str, Tensor]:
         """PSO and DKA: fusion, contrast, and the cross-entropies of the prototype classifier."""
         s, classes = self.settings, self.network.classes
-        sort = s.match == "intensity"
+        sort = s.match != "index"
         with torch.no_grad():
             taught = self.teacher(unlabelled)
         # Norms and distances need float32, whatever precision the network runs in.
@@ -249,18 +266,26 @@ class SegmentationSystem(L.LightningModule):
             with torch.no_grad():
                 pseudo, trust = pseudo_labels(taught.logits.float(), reliability=s.reliability)
                 theirs = ihpg(other, unlabelled, pseudo, classes, s.prototypes, draw, reliability=trust, sort=sort)
+                theirs = theirs.matched(ours) if s.match == "hungarian" else theirs
             fused, present = fuse(ours, theirs, weight, self.running(), masked=s.masked)
             known = prototype_cross_entropy(mine, fused, present, label, scale=s.scale)
             guessed = prototype_cross_entropy(other, fused, present, pseudo, scale=s.scale, weight=trust)
-            parts = {"loss_pc_labelled": known, "loss_pc_unlabelled": weight * guessed}
-            if s.method == "mpcl":
-                parts["loss_contrast"] = weight * prototype_contrast(
-                    ours,
-                    theirs,
-                    temperature=s.temperature,
-                    positives=s.positives,
-                    self_negative=s.self_negative,
-                    masked=s.masked,
+            parts = {
+                "loss_pc_labelled": s.alignment * known,
+                "loss_pc_unlabelled": s.alignment * weight * guessed,
+            }
+            if s.contrast > 0:
+                parts["loss_contrast"] = (
+                    s.contrast
+                    * weight
+                    * prototype_contrast(
+                        ours,
+                        theirs,
+                        temperature=s.temperature,
+                        positives=s.positives,
+                        self_negative=s.self_negative,
+                        masked=s.masked,
+                    )
                 )
         self._remember(fused.detach(), present, ours, theirs)
         self._log_spread(ours)
@@ -317,12 +342,13 @@ class SegmentationSystem(L.LightningModule):
         here = values[prototypes.present]
         if len(here) and float(here.max()) < COLLAPSED and not self._warned:
             self._warned = True
-            if self.settings.prototypes.assignment == "sharp":
-                warnings.warn(
-                    f"all prototypes of every class are the same at step {self.global_step}: K > 1 has no effect",
-                    ContrastiveWarning,
-                    stacklevel=2,
-                )
+            published = self.settings.prototypes.assignment == "official"
+            warnings.warn(
+                f"all prototypes of every class are the same at step {self.global_step}: K > 1 has no effect"
+                + (", as published; --assignment sharp keeps them apart" if published else ""),
+                ContrastiveWarning,
+                stacklevel=2,
+            )
 
     def validation_step(self, batch: Sequence[Tensor], batch_index: int) -> None:
         """Dice of the validation cases named by the batch."""

@@ -70,7 +70,8 @@ def load_split(
         Labelled, unlabelled and judged volumes.
 
     Raises:
-        InputError: A case cannot be used, or there are no unlabelled cases for a method that needs them.
+        InputError: A case cannot be used, there are no unlabelled cases for a method that needs them, or no test cases
+            to choose on.
     """
     if method.uses_unlabelled and not split.unlabelled:
         raise InputError(
@@ -79,6 +80,8 @@ def load_split(
             why=f"all {len(split.labelled)} training cases are used with their labels",
             remedy="add images without label maps, lower --labelled, or use --method sup",
         )
+    if select == "test" and not split.test:
+        raise InputError("there are no test cases to choose the weights on", where="--select", remedy="raise --test")
     unlabelled = split.unlabelled if method.uses_unlabelled else ()
     judged = {"validation": split.validation, "test": split.test, "last": ()}[select]
 

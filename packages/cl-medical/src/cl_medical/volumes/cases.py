@@ -1,7 +1,7 @@
 """Which volumes a folder holds, which of them have labels, and how they are split."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from contrastive_core.errors import InputError
 from contrastive_core.files import read_json
 
 from cl_medical.volumes.dicom import is_series
-from cl_medical.volumes.reading import HDF5, NIFTI, case_name, is_volume
+from cl_medical.volumes.reading import HDF5, LA_FILE, NIFTI, case_name, is_volume
 
 LISTS = {
     "labelled": "train_lab.txt",
@@ -94,19 +94,27 @@ def read_cases(folder: Path | str) -> CaseSet:
 
     Layouts: ``images/`` and ``labels/`` (or ``imagesTr/``, ``labelsTr/``) with equal file names, an image being a NIfTI
     file or a folder with a DICOM series; ``CASE/mri_norm2.h5``; ``CASE.h5``. An image without a label file is an
-    unlabelled case. ``dataset.json`` may name the classes (``labels``), the patients and recommended settings.
+    unlabelled case. ``dataset.json`` may name the classes (``labels``), the patients and recommended settings; without
+    it the intensities of HDF5 cases, which are published scaled, stay as they are.
 
     Raises:
-        InputError: There is no such folder, it holds no cases, a label has no image, or a list names an unknown case.
+        InputError: There is no such folder, it holds no cases, a label has no image, ``dataset.json`` is malformed, or
+            a list names an unknown case.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError("the data folder is missing", where=folder, remedy="check the path")
     about = read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
-    if not isinstance(about, dict):
-        raise InputError("the data set's description is no mapping", where=folder / "dataset.json")
+    parts = (about, *(about.get(key, {}) for key in ("patients", "settings"))) if isinstance(about, dict) else (about,)
+    if not all(isinstance(part, dict) for part in parts):
+        raise InputError(
+            "the data set's description is malformed",
+            where=folder / "dataset.json",
+            why="it, its `patients` and its `settings` are mappings",
+        )
     patients = about.get("patients", {})
-    found = _pairs(folder) or _hdf5(folder)
+    pairs = _pairs(folder)
+    found = pairs or _hdf5(folder)
     if not found:
         raise InputError(
             "the folder holds no cases",
@@ -117,7 +125,8 @@ def read_cases(folder: Path | str) -> CaseSet:
     cases = {
         name: Case(name, image, label, str(patients.get(name, name))) for name, (image, label) in sorted(found.items())
     }
-    return CaseSet(folder, cases, _classes(about, folder), about.get("settings", {}), _lists(folder, cases))
+    settings = about.get("settings", {} if pairs else {"scaling": "none"})
+    return CaseSet(folder, cases, _classes(about, folder), settings, _lists(folder, cases))
 
 
 def make_split(
@@ -125,21 +134,62 @@ def make_split(
 ) -> Split:
     """Fix the parts: by the folder's lists where it has them, else by a seeded draw of whole patients.
 
+    With a list of labelled training cases its first ones train with their labels, and what no list names is left out;
+    parts without a list are empty, except that ``validation`` takes the last cases of the labelled list. With lists of
+    other parts only, the rest is drawn.
+
     Args:
         data: The cases.
         labelled: Labelled cases to train with; further ones train as unlabelled.
-        validation: Cases to choose the checkpoint on; a tenth of the labelled ones if absent.
-        test: Cases held out; a fifth of the labelled ones if absent.
+        validation: Cases to choose the checkpoint on; when drawn, a tenth of the labelled ones if absent.
+        test: Cases held out; when drawn, a fifth of the labelled ones if absent.
         seed: Seed of the draw.
 
     Raises:
-        InputError: There are not as many labelled cases, or a patient stands in two lists.
+        InputError: There are not as many labelled cases, a patient stands in two lists, or a size is given for a part
+            that a list fixes.
     """
-    if labelled < 1:
-        raise InputError("training needs a labelled case", where="--labelled", why=f"got {labelled}")
-    split = _listed(data, labelled) if data.lists else _drawn(data, labelled, validation, test, seed)
+    for part, count in (("labelled", labelled), ("validation", validation), ("test", test)):
+        if count is None:
+            continue
+        if count < (1 if part == "labelled" else 0):
+            least = "training needs a labelled case" if part == "labelled" else "a split cannot be negative"
+            raise InputError(least, where=f"--{part}", why=f"got {count}")
+        if part != "labelled" and (part in data.lists or ("labelled" in data.lists and part == "test" and count > 0)):
+            raise InputError(
+                "the folder's lists fix this part",
+                where=f"--{part}",
+                why=f"{data.folder / LISTS[part if part in data.lists else 'labelled']} is there",
+                remedy="leave the option out, or remove the list",
+            )
+    listed = "labelled" in data.lists
+    split = _listed(data, labelled, validation or 0) if listed else _drawn(data, labelled, validation, test, seed)
     _check_patients(data, split)
     return split
+
+
+def found_classes(values: Set[int], folder: Path, *, merge: bool) -> tuple[str, ...]:
+    """Names for the values that a folder's label maps hold, where nothing says what they stand for.
+
+    Args:
+        values: All values that occur.
+        folder: Where.
+        merge: Whether all structures count as one: their values do not matter then.
+
+    Raises:
+        InputError: The values are not numbered without gaps, so that some would be classes that never occur.
+    """
+    structures = sorted(set(values) - {0})
+    if merge:
+        return ("background", "structure") if structures else ("background",)
+    if structures != list(range(1, len(structures) + 1)):
+        raise InputError(
+            "the label maps' values are not numbered without gaps",
+            where=folder,
+            why=f"found {', '.join(map(str, [0, *structures][:12]))}",
+            remedy="take all structures as one (--merge-labels), or renumber them",
+        )
+    return ("background", *(f"class {index}" for index in structures))
 
 
 def _pairs(folder: Path) -> dict[str, tuple[Path, Path | None]]:
@@ -149,7 +199,7 @@ def _pairs(folder: Path) -> dict[str, tuple[Path, Path | None]]:
         found = {
             case_name(entry): entry
             for entry in sorted((folder / images).iterdir())
-            if is_volume(entry) or (entry.is_dir() and is_series(entry))
+            if is_volume(entry) or is_series(entry)
         }
         known = {
             case_name(entry): entry
@@ -170,8 +220,8 @@ def _pairs(folder: Path) -> dict[str, tuple[Path, Path | None]]:
 
 def _hdf5(folder: Path) -> dict[str, tuple[Path, Path | None]]:
     flat = [entry for entry in sorted(folder.iterdir()) if entry.name.endswith(HDF5)]
-    nested = sorted(folder.glob("*/mri_norm2.h5"))
-    found = {case_name(path): path for path in flat} | {path.parent.name: path for path in nested}
+    nested = sorted(folder.glob(f"*/{LA_FILE}"))
+    found = {case_name(path): path for path in (*flat, *nested)}
     return {name: (path, path if _has_label(path) else None) for name, path in found.items()}
 
 
@@ -190,15 +240,22 @@ def _classes(about: Mapping[str, Any], folder: Path) -> tuple[str, ...] | None:
     if labels is None:
         return None
     if isinstance(labels, dict):  # the Decathlon's {"0": "background", ...}, or nnU-Net's {"background": 0, ...}
-        numbered = {int(k): str(v) for k, v in labels.items()} if all(str(k).isdigit() for k in labels) else None
-        numbered = numbered or {int(v): str(k) for k, v in labels.items()}
-        if sorted(numbered) != list(range(len(numbered))):
+        pairs = labels.items() if all(str(k).isdigit() for k in labels) else [(v, k) for k, v in labels.items()]
+        numbered = {int(k) if str(k).isdigit() else str(k): str(v) for k, v in pairs}
+        if set(numbered) != set(range(len(numbered))):
             raise InputError(
                 "the classes of a data set are not numbered 0 to C - 1",
                 where=folder / "dataset.json",
-                why=f"found {sorted(numbered)}",
+                why=f"found {', '.join(map(str, numbered))}",
             )
         labels = [numbered[index] for index in range(len(numbered))]
+    if not isinstance(labels, list):
+        raise InputError(
+            "the classes of a data set are malformed",
+            where=folder / "dataset.json",
+            why=f"`labels` is {labels!r}",
+            remedy='use {"0": "background", "1": "structure"}',
+        )
     return tuple(str(name) for name in labels)
 
 
@@ -208,7 +265,7 @@ def _lists(folder: Path, cases: Mapping[str, Case]) -> dict[str, list[str]]:
         if not (folder / file).is_file():
             continue
         lines = (folder / file).read_text(encoding="utf-8").split()
-        names = [case_name(Path(line)) for line in lines]
+        names = [case_name(folder / line) for line in lines]
         unknown = [name for name in names if name not in cases]
         if unknown:
             raise InputError(
@@ -221,34 +278,39 @@ def _lists(folder: Path, cases: Mapping[str, Case]) -> dict[str, list[str]]:
     return lists
 
 
-def _listed(data: CaseSet, labelled: int) -> Split:
+def _listed(data: CaseSet, labelled: int, validation: int) -> Split:
     lists = {part: list(data.lists.get(part, ())) for part in LISTS}
+    _check_judged(data)
     with_label = [name for name in lists["labelled"] if data.cases[name].label is not None]
-    _enough(len(with_label), labelled, data.folder / LISTS["labelled"])
-    for part in ("validation", "test"):
-        for name in lists[part]:
-            if data.cases[name].label is None:
-                raise InputError("a case to be judged has no label", where=name, why=f"it is listed in {LISTS[part]}")
-    rest = [name for name in lists["labelled"] if name not in with_label[:labelled]]
+    _enough(len(with_label) - validation, labelled, data.folder / LISTS["labelled"])
+    held = with_label[len(with_label) - validation :]
+    rest = [name for name in lists["labelled"] if name not in {*with_label[:labelled], *held}]
     return Split(
         tuple(with_label[:labelled]),
         (*rest, *lists["unlabelled"]),
-        tuple(lists["validation"]),
+        (*lists["validation"], *held),
         tuple(lists["test"]),
     )
 
 
+def _check_judged(data: CaseSet) -> None:
+    for part in ("validation", "test"):
+        for name in data.lists.get(part, ()):
+            if data.cases[name].label is None:
+                raise InputError("a case to be judged has no label", where=name, why=f"it is listed in {LISTS[part]}")
+
+
 def _drawn(data: CaseSet, labelled: int, validation: int | None, test: int | None, seed: int) -> Split:
-    with_label = [case for case in data.cases.values() if case.label is not None]
-    without = [case.name for case in data.cases.values() if case.label is None]
+    _check_judged(data)
+    listed = {part: tuple(data.lists.get(part, ())) for part in LISTS}
+    free = [case for case in data.cases.values() if not any(case.name in names for names in listed.values())]
+    with_label = [case for case in free if case.label is not None]
+    without = [*(case.name for case in free if case.label is None), *listed["unlabelled"]]
     wanted = {
-        "test": len(with_label) // 5 if test is None else test,
-        "validation": len(with_label) // 10 if validation is None else validation,
+        "test": 0 if "test" in data.lists else len(with_label) // 5 if test is None else test,
+        "validation": 0 if "validation" in data.lists else len(with_label) // 10 if validation is None else validation,
         "labelled": labelled,
     }
-    for part, count in wanted.items():
-        if count < 0:
-            raise InputError("a split cannot be negative", where=f"--{part}", why=f"got {count}")
     blind = {data.cases[name].patient for name in without}
     groups: dict[str, list[str]] = {}
     for case in with_label:
@@ -260,10 +322,15 @@ def _drawn(data: CaseSet, labelled: int, validation: int | None, test: int | Non
         names = groups[patient]
         # A patient with an unlabelled scan trains: judging on the labelled one would leak.
         options = ("labelled",) if patient in blind else ("test", "validation", "labelled")
-        free = [part for part in options if len(parts[part]) + len(names) <= wanted[part]]
-        (parts[free[0]] if free else unlabelled).extend(names)
+        room = [part for part in options if len(parts[part]) + len(names) <= wanted[part]]
+        (parts[room[0]] if room else unlabelled).extend(names)
     _enough(len(parts["labelled"]), labelled, data.folder)
-    return Split(tuple(parts["labelled"]), tuple(unlabelled), tuple(parts["validation"]), tuple(parts["test"]))
+    return Split(
+        tuple(parts["labelled"]),
+        tuple(unlabelled),
+        (*listed["validation"], *parts["validation"]),
+        (*listed["test"], *parts["test"]),
+    )
 
 
 def _check_patients(data: CaseSet, split: Split) -> None:
@@ -310,9 +377,8 @@ def find_volumes(paths: Sequence[Path]) -> list[Path]:
         if path.is_file() or is_series(path):
             found.append(path)
             continue
-        inside = [
-            entry for entry in sorted(path.iterdir()) if is_volume(entry) or (entry.is_dir() and is_series(entry))
-        ]
+        inside = [entry for entry in sorted(path.iterdir()) if is_volume(entry) or is_series(entry)]
+        inside += sorted(path.glob(f"*/{LA_FILE}"))
         if not inside:
             raise InputError(
                 "a folder holds no volume",

@@ -9,14 +9,15 @@ from contrastive_core.errors import InputError
 
 def is_series(folder: Path) -> bool:
     """Whether a folder holds DICOM files directly."""
-    return folder.is_dir() and any(_looks_dicom(entry) for entry in sorted(folder.iterdir())[:20])
+    return folder.is_dir() and any(_looks_dicom(entry) for entry in sorted(folder.iterdir()))
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Read the slices of one series.
 
     Args:
-        folder: Holds the files of exactly one series, one slice a file.
+        folder: Holds the files of exactly one series, one slice a file. A file whose name ends in no letters counts as
+            a slice whatever it holds: a slice cut off before its header must not pass for a note.
 
     Returns:
         Array ``[x y z]`` after the rescale slope and intercept, affine to RAS+ mm, and the patient's id.
@@ -24,9 +25,9 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     Raises:
         InputError: No DICOM files, an unreadable one, several series, slices of differing geometry, or missing slices.
     """
-    files = [entry for entry in sorted(folder.iterdir()) if _looks_dicom(entry)]
-    if not files:
+    if not is_series(folder):
         raise InputError("the folder holds no DICOM files", where=folder, remedy="name the folder of one series")
+    files = [entry for entry in sorted(folder.iterdir()) if _looks_dicom(entry) or _nameless(entry)]
     slices = [_read_slice(path) for path in files]
     series = {str(each.get("SeriesInstanceUID", "")) for each in slices}
     if len(series) > 1:
@@ -41,6 +42,8 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         orientation = np.array(first.ImageOrientationPatient, dtype=np.float64)
         row_spacing, column_spacing = (float(value) for value in first.PixelSpacing)
         positions = np.array([each.ImagePositionPatient for each in slices], dtype=np.float64)
+        if positions.shape != (len(slices), 3) or orientation.shape != (6,):
+            raise ValueError("a position has 3 numbers, an orientation 6")
         for each in slices[1:]:
             same = (each.Rows, each.Columns) == (first.Rows, first.Columns)
             same = same and np.allclose(np.array(each.ImageOrientationPatient, dtype=float), orientation, atol=1e-4)
@@ -48,7 +51,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
                 raise InputError(
                     "the slices of a DICOM series differ in geometry", where=each.filename, remedy="split the series"
                 )
-    except AttributeError as error:
+    except (AttributeError, TypeError, ValueError) as error:  # the value is missing, empty, or of another length
         raise InputError(
             "a DICOM slice does not say where it lies", where=folder, why=str(error), remedy="export the series again"
         ) from error
@@ -67,8 +70,17 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     return np.ascontiguousarray(array.transpose(1, 0, 2)), affine, {"patient": str(first.get("PatientID", ""))}
 
 
+def _nameless(path: Path) -> bool:
+    """Whether a visible file has no ending, or only a number, as scanners name slices."""
+    return _visible(path) and not path.suffix.lstrip(".").strip("0123456789")
+
+
+def _visible(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and path.name != "DICOMDIR"
+
+
 def _looks_dicom(path: Path) -> bool:
-    if not path.is_file() or path.name.startswith(".") or path.name == "DICOMDIR":
+    if not _visible(path):
         return False
     if path.suffix.lower() in (".dcm", ".ima"):
         return True

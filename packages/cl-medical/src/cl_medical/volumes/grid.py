@@ -1,7 +1,7 @@
 """From a scanner's grid to the network's and back: orientation, spacing, intensity scale."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,11 +35,27 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """Rebuild from plain values."""
-        sides = values.get("spacing")
-        low, high = (float(value) for value in values["window"])
-        spacing = None if sides is None else (float(sides[0]), float(sides[1]), float(sides[2]))
-        return cls(values["scaling"], (low, high), spacing)
+        """Rebuild from plain values.
+
+        Raises:
+            InputError: A value is of the wrong kind or out of range.
+        """
+        sides, scaling = values.get("spacing"), values["scaling"]
+        if scaling not in get_args(Scaling):
+            raise InputError(
+                "unknown intensity scale",
+                where="--scaling",
+                why=f"got {scaling}",
+                remedy=f"one of {', '.join(get_args(Scaling))}",
+            )
+        try:
+            low, high = (float(value) for value in values["window"])
+            x, y, z = (0.0, 0.0, 0.0) if sides is None else (float(side) for side in sides)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "a window is two numbers, a spacing three", where="--window, --spacing", why=str(error)
+            ) from error
+        return cls(scaling, (low, high), None if sides is None else (x, y, z))
 
     def image(self, volume: MetaTensor) -> MetaTensor:
         """Bring an image to the network's orientation (RAS), spacing and scale."""
@@ -86,7 +102,7 @@ class Preprocessing:
             x = ((x - low) / (high - low)).clamp(0, 1)
         elif self.scaling == "z-score":
             inside = x[x != 0]
-            x = (x - inside.mean()) / inside.std().clamp_min(1e-8)
+            x = (x - inside.mean()) / inside.std(correction=0).clamp_min(1e-8)
         elif self.scaling == "ct":
             low, high = self.window
             x = ((x - low) / (high - low)).clamp(0, 1)

@@ -83,10 +83,10 @@ def surface_distances(
 
 
 def largest_component(labels: Integer[np.ndarray, "x y z"], classes: int) -> Integer[np.ndarray, "x y z"]:
-    """Keep the largest face-connected piece of every structure; the rest becomes background."""
+    """Keep the largest piece of every structure (touching corners connect); the rest becomes background."""
     kept = labels.copy()
     for label in range(1, classes):
-        pieces, count = ndimage.label(labels == label)
+        pieces, count = ndimage.label(labels == label, structure=np.ones((3, 3, 3)))
         if count > 1:
             sizes = np.bincount(pieces.ravel())
             sizes[0] = 0

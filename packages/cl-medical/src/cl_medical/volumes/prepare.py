@@ -11,7 +11,7 @@ from contrastive_core.errors import InputError
 from contrastive_core.files import write_json, write_text
 from monai.data.meta_tensor import MetaTensor
 
-from cl_medical.volumes.cases import LISTS, Case, CaseSet, Split, make_split, read_cases
+from cl_medical.volumes.cases import LISTS, Case, CaseSet, Split, found_classes, make_split, read_cases
 from cl_medical.volumes.grid import Preprocessing, Scaling
 from cl_medical.volumes.reading import read_image, read_pair, write_nifti
 
@@ -61,7 +61,15 @@ TASKS: dict[Task, TaskPreset] = {
 
 
 def prepare_cases(
-    raw: Path | str, out: Path | str, *, task: Task, labelled: int, validation: int | None, test: int | None, seed: int
+    raw: Path | str,
+    out: Path | str,
+    *,
+    task: Task,
+    merge: bool = False,
+    labelled: int,
+    validation: int | None,
+    test: int | None,
+    seed: int,
 ) -> tuple[CaseSet, Split]:
     """Write the cases of a raw folder in the layout training reads.
 
@@ -72,6 +80,7 @@ def prepare_cases(
         raw: Folder with ``images/`` and ``labels/``; images are NIfTI files or DICOM series.
         out: New or empty folder.
         task: Preset.
+        merge: Take all structures as one, whatever the preset says.
         labelled: Labelled training cases.
         validation: Validation cases.
         test: Test cases.
@@ -81,27 +90,29 @@ def prepare_cases(
         InputError: A case cannot be used, ``out`` is not empty, or there are too few labelled cases.
     """
     data, out, preset = read_cases(raw), Path(out), TASKS[task]
+    preset = dataclasses.replace(preset, merge=preset.merge or merge)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("the output folder is not empty", where=out, remedy="name a new folder")
     patients: dict[str, str] = {}
-    highest = 1
+    values: set[int] = set()
     # Everything is read once before anything is written: a bad case leaves no half-made folder.
     for case in data.cases.values():
-        image, label = _prepared(case, preset)
+        image, label = _prepared(case, preset, data.classes)
         patients[case.name] = str(image.meta.get("patient") or case.patient)
         if label is not None:
-            highest = max(highest, int(label.max()))
+            values |= set(label.unique().tolist())
     cases = {name: dataclasses.replace(case, patient=patients[name]) for name, case in data.cases.items()}
     data = dataclasses.replace(data, cases=cases)
+    known = None if preset.merge and len(data.classes or ()) > 2 else data.classes
+    classes = preset.classes or known or found_classes(values, data.folder, merge=preset.merge)
     split = make_split(data, labelled=labelled, validation=validation, test=test, seed=seed)
     for case in data.cases.values():
-        image, label = _prepared(case, preset)
+        image, label = _prepared(case, preset, data.classes)
         write_nifti(out / "images" / f"{case.name}.nii.gz", image.numpy()[0], image)
         if label is not None:
             write_nifti(out / "labels" / f"{case.name}.nii.gz", label.numpy()[0].astype(np.uint8), label)
     for part, names in dataclasses.asdict(split).items():
         write_text(out / LISTS[part], "".join(f"{name}\n" for name in names))
-    classes = preset.classes or data.classes or ("background", *(f"class {n}" for n in range(1, highest + 1)))
     write_json(
         out / "dataset.json",
         {
@@ -115,12 +126,12 @@ def prepare_cases(
     return read_cases(out), split
 
 
-def _prepared(case: Case, preset: TaskPreset) -> tuple[MetaTensor, MetaTensor | None]:
+def _prepared(case: Case, preset: TaskPreset, classes: Sequence[str] | None) -> tuple[MetaTensor, MetaTensor | None]:
     plan = Preprocessing(scaling="none", spacing=preset.spacing)
     if case.label is None:
         image, label = read_image(case.image), None
     else:
-        image, label = read_pair(case.image, case.label)
+        image, label = read_pair(case.image, case.label, None if preset.merge or classes is None else len(classes))
     meta = dict(image.meta)
     image = plan.image(image)
     if label is not None:

@@ -13,6 +13,8 @@ from monai.data.meta_tensor import MetaTensor
 
 NIFTI = (".nii", ".nii.gz")
 HDF5 = (".h5", ".hdf5")
+LA_FILE = "mri_norm2.h5"
+"""File of a case in the published left-atrium layout; the case is named by its folder."""
 
 
 def is_volume(path: Path) -> bool:
@@ -22,6 +24,8 @@ def is_volume(path: Path) -> bool:
 
 def case_name(path: Path) -> str:
     """Name of a case: the file's or folder's name without its ending."""
+    if path.name == LA_FILE:
+        return path.absolute().parent.name
     for ending in NIFTI + HDF5:
         if path.name.endswith(ending):
             return path.name.removesuffix(ending)
@@ -158,9 +162,10 @@ def write_nifti(path: Path | str, array: np.ndarray, reference: MetaTensor, *, s
     path = Path(path)
     affine = _affine(reference)
     image = nib.Nifti1Image(array, affine)
-    meta = reference.meta
-    image.set_sform(affine, int(meta.get("sform_code", 1)) or 1)
-    image.set_qform(affine, int(meta.get("qform_code", 1)) or 1)
+    sform, qform = (int(reference.meta.get(name, 1)) for name in ("sform_code", "qform_code"))
+    # The qform cannot hold shear: where the input relies on its sform alone, so does the output.
+    image.set_sform(affine, sform or qform or 1)
+    image.set_qform(affine, qform if sform or qform else 1)
     image.header.set_xyzt_units(xyz="mm")
     if scale is not None:
         image.header.set_slope_inter(scale, 0)

@@ -103,8 +103,7 @@ def simulate(
     label = np.where(tissue[1] > np.maximum(tissue[0], 0.35), 2, np.where(tissue[0] > 0.35, 1, 0)).astype(np.uint8)
     label[~head] = 0
     image = intensity ** rng.uniform(0.7, 1.4)
-    low = [ndimage.zoom(rng.normal(0, 0.15, (3, 3, 3)), np.array(_SIDES) / 3, order=2, mode="nearest") for _ in (0,)]
-    image *= np.exp(low[0])
+    image *= np.exp(ndimage.zoom(rng.normal(0, 0.15, (3, 3, 3)), np.array(_SIDES) / 3, order=2, mode="nearest"))
     sigma = rng.uniform(0.015, 0.04)
     image = np.hypot(image + rng.normal(0, sigma, image.shape), rng.normal(0, sigma, image.shape))  # Rician
     image *= rng.uniform(200, 2000)

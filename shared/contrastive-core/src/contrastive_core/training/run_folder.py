@@ -195,7 +195,7 @@ class RunFolder:
             ) from error
 
     def _check_same(self, config: dict[str, Any]) -> None:
-        old = self.config()
+        old, config = _flat(self.config()), _flat(config)
         differing = sorted(name for name in {*old, *config} if old.get(name) != config.get(name))
         if differing:
             name = differing[0]
@@ -205,6 +205,14 @@ class RunFolder:
                 why=f"differing: {', '.join(differing)} ({name} was {old.get(name)}, is {config.get(name)})",
                 remedy="repeat the first command with --resume, or start anew in another folder",
             )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names, so that an error names the one that differs."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def is_follower() -> bool:
