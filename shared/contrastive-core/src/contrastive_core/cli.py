@@ -28,7 +28,7 @@ class Command:
     """One command of a method.
 
     Attributes:
-        name: The verb, as typed.
+        name: The verb, as typed; two words (``index build``) for verbs that belong together.
         path: Import path of the function behind it, ``"package.module:function"``.
         help: One line shown in the list of commands, before anything heavy is imported.
     """
@@ -64,8 +64,15 @@ class App:
             commands: Its verbs, in the order of the help page.
         """
         method = CycloptsApp(name=name, help=help)
+        groups: dict[str, CycloptsApp] = {}
         for index, command in enumerate(commands):
-            method.command(command.path, name=command.name, help=command.help, sort_key=index)
+            group, _, verb = command.name.rpartition(" ")
+            if group and group not in groups:
+                verbs = [each.name.rpartition(" ")[2] for each in commands if each.name.startswith(f"{group} ")]
+                groups[group] = CycloptsApp(name=group, help=f"{', '.join(verbs)}: see `{group} --help`.", sort_key=index)
+                method.command(groups[group])
+            parent = groups[group] if group else method
+            parent.command(command.path, name=verb, help=command.help, sort_key=index)
         self._app.command(method)
 
     def run(self, arguments: Sequence[str] | None = None) -> int:
