@@ -35,7 +35,14 @@ def build_index(location: str | Path, model: CodeModel, items: Items, *, overwri
         InputError: There is an index already, the location is something else, or the items are refused
             (see :meth:`CodeIndex.add`).
     """
-    raise NotImplementedError
+    server = _server(location)
+    if server is not None:
+        from cl_retrieval.index.milvus import MilvusIndex
+
+        return MilvusIndex.build(*server, model, items, overwrite=overwrite)
+    from cl_retrieval.index.embedded import EmbeddedIndex
+
+    return EmbeddedIndex.build(Path(location), model, items, overwrite=overwrite)
 
 
 def open_index(location: str | Path, model: CodeModel | None = None) -> CodeIndex:
@@ -49,4 +56,26 @@ def open_index(location: str | Path, model: CodeModel | None = None) -> CodeInde
         InputError: There is no index, its files are damaged, or it was made with another model or code length (both
             are named).
     """
-    raise NotImplementedError
+    server = _server(location)
+    index: CodeIndex
+    if server is not None:
+        from cl_retrieval.index.milvus import MilvusIndex
+
+        index = MilvusIndex(*server)
+    else:
+        from cl_retrieval.index.embedded import EmbeddedIndex
+
+        index = EmbeddedIndex(Path(location))
+    if model is not None:
+        from cl_retrieval.index.checks import check_model
+
+        check_model(index.info().model, model, location)
+    return index
+
+
+def _server(location: str | Path) -> tuple[str, str] | None:
+    """Address and collection of a Milvus location; None for a folder."""
+    address, _, collection = str(location).partition("#")
+    if "://" in address or address.endswith(".db"):
+        return address, collection or "codes"
+    return None

@@ -121,8 +121,9 @@ class CodeIndex(Protocol):
             items: New items; with features if and only if the index keeps features.
 
         Raises:
-            InputError: An id is there already (the first few are named), twice among the new ones, or unusable; codes of another
-                width, with bits set beyond the code length; features of another length, not finite or zero.
+            InputError: An id is there already (the first few are named), twice among the new ones, or unusable; codes
+                of another width, or with bits set beyond the code length; features of another length, not finite or
+                zero.
         """
         ...
 
