@@ -94,7 +94,9 @@ class Hasher:
             )  # fmt: skip
         return found
 
-    def features(self, data: Path, *, encoder: str | None, normalise: bool = False, device: str = "cpu") -> PairFeatures:
+    def features(
+        self, data: Path, *, encoder: str | None, normalise: bool = False, device: str = "cpu"
+    ) -> PairFeatures:
         """Features of pairs for this model: read, or computed with its encoder.
 
         Raises:
@@ -161,7 +163,9 @@ def query_features(
         InputError: Neither is given, an empty text, or an unreadable image.
     """
     if not text and not image:
-        raise InputError("there is nothing to search for", where="--text, --image", remedy="give a text or an image file")
+        raise InputError(
+            "there is nothing to search for", where="--text, --image", remedy="give a text or an image file"
+        )
     if any(not each.strip() for each in text):
         raise InputError("a text is empty", where="--text", remedy="give some words")
     source = hasher.encoder(encoder, device=device)

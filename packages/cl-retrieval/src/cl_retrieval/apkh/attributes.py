@@ -100,7 +100,10 @@ def _lines(path: Path) -> list[tuple[int, str]]:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise InputError(
-                "an attribute is not UTF-8", where=f"{path}, line {number}", why=str(error), remedy="save the file as UTF-8"
+                "an attribute is not UTF-8",
+                where=f"{path}, line {number}",
+                why=str(error),
+                remedy="save the file as UTF-8",
             ) from error
         if text.lstrip().startswith("#"):
             continue

@@ -149,7 +149,8 @@ class APKHLearner(Learner):
             "contrast": symmetric_contrast(
                 hx, hy, positive_of_x, positive_of_y, temperature=settings.temperature, negative_weights=weights
             ),
-            "binarisation": binarisation(hx, reference=settings.reference) + binarisation(hy, reference=settings.reference),
+            "binarisation": binarisation(hx, reference=settings.reference)
+            + binarisation(hy, reference=settings.reference),
         }
         loss = terms["contrast"] + settings.binarisation_weight * terms["binarisation"]
         # Alignment reaches the prompts alone: the features are frozen.
@@ -186,7 +187,8 @@ def warn_of_width(model: APKH, fx: Tensor, fy: Tensor) -> dict[str, float]:
         return {}
     with torch.no_grad():
         numbers = {
-            name: float(effective_number(model.kernel(features)).median()) for name, features in (("image", fx), ("text", fy))
+            name: float(effective_number(model.kernel(features)).median())
+            for name, features in (("image", fx), ("text", fy))
         }
     count = len(model.centres)
     for name, number in numbers.items():

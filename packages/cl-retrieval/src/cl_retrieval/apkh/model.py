@@ -81,7 +81,9 @@ class APKH(nn.Module):
         """``sigma^2``."""
         return self.log_variance.exp()
 
-    def kernel(self, features: Float[Tensor, "n d"], centres: Float[Tensor, "m d"] | None = None) -> Float[Tensor, "n m"]:
+    def kernel(
+        self, features: Float[Tensor, "n d"], centres: Float[Tensor, "m d"] | None = None
+    ) -> Float[Tensor, "n m"]:
         """Activations phi of the attributes, at other centres than the model's where they are given."""
         at = self.centres if centres is None else centres
         return attribute_kernel(features, at, self.variance, normalise=self.config.normalise_kernel)

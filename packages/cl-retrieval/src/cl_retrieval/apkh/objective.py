@@ -56,9 +56,7 @@ def js_divergence(p: Float[Tensor, "b m"], q: Float[Tensor, "b m"]) -> Float[Ten
     return ((torch.xlogy(p, p) + torch.xlogy(q, q)).sum(1) - 2 * torch.xlogy(middle, middle).sum(1)).mean()
 
 
-def kernel_nce(
-    p: Float[Tensor, "b m"], q: Float[Tensor, "b m"], *, temperature: float = 0.1
-) -> Float[Tensor, ""]:
+def kernel_nce(p: Float[Tensor, "b m"], q: Float[Tensor, "b m"], *, temperature: float = 0.1) -> Float[Tensor, ""]:
     """Symmetric InfoNCE of centred, normalised activations: the other way to align the two views of a pair.
 
     Args:

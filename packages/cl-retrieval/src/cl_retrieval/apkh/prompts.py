@@ -1,6 +1,8 @@
 """Where the centres of the kernels come from: frozen, moved by residuals, or through a text tower with learnt context."""
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,7 +12,43 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cl_retrieval.apkh.attributes import TEMPLATE
+from cl_retrieval.apkh.objective import VARIANCE_BOUNDS
+
 PromptMode = Literal["frozen", "residual", "context"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptOptions:
+    """Attributes and how they learn.
+
+    Attributes:
+        attributes: Text file of one phrase a line, or VAW's attribute_index.json; the package's own bank without.
+        template: Sentence the phrases are put into, with {a}.
+        attribute_features: Features of the attributes instead (.npy, one row a phrase), for data without an encoder.
+        prompt_mode: ``residual`` moves each attribute's centre; ``context`` learns words before all attributes through
+            CLIP's text tower (a GPU is advisable); ``frozen`` learns neither.
+        context: Tokens of learnt context.
+        variance: Width sigma² of the kernels, or ``auto``: so that a median image excites a quarter of the attributes.
+        strict_zero_shot: Refuse attributes that name classes of the evaluation.
+    """
+
+    attributes: Path | None = None
+    template: str = TEMPLATE
+    attribute_features: Path | None = None
+    prompt_mode: PromptMode = "residual"
+    context: int = 4
+    variance: float | Literal["auto"] = 0.05
+    strict_zero_shot: bool = False
+
+    def __post_init__(self) -> None:
+        if self.variance != "auto" and not VARIANCE_BOUNDS[0] <= self.variance <= VARIANCE_BOUNDS[1]:
+            raise InputError(
+                "the width of the kernels is out of range", where="--variance", why=f"got {self.variance}",
+                remedy=f"use {VARIANCE_BOUNDS[0]} to {VARIANCE_BOUNDS[1]}, or auto",
+            )  # fmt: skip
+        if self.context < 1:
+            raise InputError("the option is at least 1", where="--context", why=f"got {self.context}")
 
 
 class ResidualCentres(nn.Module):
@@ -74,7 +112,9 @@ class ContextCentres(nn.Module):
         """``encode_text`` of open_clip, with the embeddings of the context replaced, on the longest prompt's length."""
         tower = self._tower[0]
         embedded = tower.token_embedding(tokens)
-        embedded = torch.cat([embedded[:, :1], context.expand(len(tokens), -1, -1), embedded[:, 1 + self.count :]], dim=1)
+        embedded = torch.cat(
+            [embedded[:, :1], context.expand(len(tokens), -1, -1), embedded[:, 1 + self.count :]], dim=1
+        )
         length = tokens.shape[1]
         x = embedded + tower.positional_embedding[:length]
         mask = tower.attn_mask[:length, :length] if tower.attn_mask is not None else None
@@ -99,3 +139,10 @@ def context_centres(encoder: Any, prompts: Sequence[str], *, context: int) -> Co
             why=f"the encoder {getattr(encoder, 'name', encoder)} has none", remedy="use --prompt-mode residual",
         )  # fmt: skip
     return ContextCentres(tower, tokenizer(list(prompts)), context=context)
+
+
+def mean_cosine(centres: Float[Tensor, "m d"]) -> float:
+    """Mean cosine of different centres; near 1 when the prompts have collapsed."""
+    cosines = centres @ centres.T
+    count = len(centres)
+    return float((cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1)))

@@ -53,7 +53,9 @@ class StandInEncoder:
         """
         state, description = load_weights(folder)
         if description.get("kind") != KIND:
-            raise InputError("the folder holds no stand-in encoder", where=folder, why=f"kind {description.get('kind')!r}")
+            raise InputError(
+                "the folder holds no stand-in encoder", where=folder, why=f"kind {description.get('kind')!r}"
+            )
         return cls({name: value.numpy() for name, value in state.items()}, float(description["bandwidth"]))
 
     def save(self, folder: Path) -> None:
@@ -115,7 +117,9 @@ def fit_standin(
 
 def describe(images: Sequence[Image.Image]) -> Float[np.ndarray, "n w"]:
     """Histograms of oriented gradients (Dalal & Triggs, 2005), an 8 × 8 grid of colours, and 64 bins of colour."""
-    pixels = np.stack([np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for image in images])
+    pixels = np.stack(
+        [np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for image in images]
+    )
     colour = pixels.astype(np.float32) / 255
     parts = [_gradient_histograms(colour.mean(3)), _colour_grid(colour), _colour_histogram(pixels)]
     return np.concatenate([weight * _unit(part) for weight, part in zip(_WEIGHTS, parts, strict=True)], axis=1)

@@ -65,7 +65,9 @@ def random_projection(
     return LinearHash(torch.from_numpy(means).float(), torch.stack([weights, weights]))
 
 
-def itq(fx: Float[np.ndarray, "n d"], fy: Float[np.ndarray, "n d"], bits: int, *, seed: int, rounds: int = 50) -> LinearHash:
+def itq(
+    fx: Float[np.ndarray, "n d"], fy: Float[np.ndarray, "n d"], bits: int, *, seed: int, rounds: int = 50
+) -> LinearHash:
     """PCA of the pooled, centred features and the rotation of least quantisation error (ITQ; Gong & Lazebnik, 2011)."""
     means = np.stack([fx.mean(0), fy.mean(0)])
     pooled = np.concatenate([fx - means[0], fy - means[1]])

@@ -70,7 +70,10 @@ def direction_scores(
     cut = "map" if conventions.map_at is None else f"map@{conventions.map_at}"
     tops = [k for k in TOP if k <= len(database)]
     stable = RetrievalRanking(
-        database, database_labels, measures=[cut, *(f"precision@{k}" for k in tops)], denominator=conventions.denominator
+        database,
+        database_labels,
+        measures=[cut, *(f"precision@{k}" for k in tops)],
+        denominator=conventions.denominator,
     )
     stable.update(queries, query_labels)
     scores = stable.compute()
@@ -181,7 +184,12 @@ def pair_recall(model: HashModel, features: PairFeatures) -> float:
 
 
 def _curves(
-    queries: np.ndarray, query_labels: np.ndarray, database: np.ndarray, database_labels: np.ndarray, bits: int, radius: int
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    database: np.ndarray,
+    database_labels: np.ndarray,
+    bits: int,
+    radius: int,
 ) -> dict[str, Any]:
     found, hits = np.zeros(bits + 1), np.zeros(bits + 1)
     lookups: list[float] = []

@@ -22,22 +22,35 @@ def add_evaluation(
     report: Report, model: HashModel, features: PairFeatures, split: Split, results: dict[str, Any], *, where: object
 ) -> None:
     """Add tables, curves, bits and the picture grid of an evaluation."""
-    report.table("Mean average precision", list(COLUMNS), table_rows(results), note="features: mAP of the frozen features by cosine")
+    report.table(
+        "Mean average precision",
+        list(COLUMNS),
+        table_rows(results),
+        note="features: mAP of the frozen features by cosine",
+    )
     report.figure("Precision and recall over Hamming radii", pr_figure(results))
     report.figure("Precision of the first N", top_figure(results))
     codes = {m: unpack_codes(binary_codes(model, features.of(m), m), model.bits) for m in ("image", "text")}
-    report.figure("Bits", bits_figure(codes), "share of items with the bit on, and correlation of bits over both modalities")
+    report.figure(
+        "Bits", bits_figure(codes), "share of items with the bit on, and correlation of bits over both modalities"
+    )
     name, group = next(iter(split.groups.items()))
     grid = result_grid(model, features, places(features, group.queries, where), places(features, group.database, where))
     if grid is not None:
-        report.figure("What queries find", grid, f"group {name}; text above its nearest images, then image before them; green frames share a class")
+        report.figure(
+            "What queries find",
+            grid,
+            f"group {name}; text above its nearest images, then image before them; green frames share a class",
+        )
 
 
 def pr_figure(results: dict[str, Any]) -> Any:
     """Precision against recall, one line a group and direction."""
     figure, axes = _axes("recall", "precision")
     for index, (name, entry) in enumerate(_lines(results)):
-        axes.plot(entry["pr"]["recall"], entry["pr"]["precision"], label=name, color=PALETTE[index], marker=".", linewidth=1.5)
+        axes.plot(
+            entry["pr"]["recall"], entry["pr"]["precision"], label=name, color=PALETTE[index], marker=".", linewidth=1.5
+        )
     axes.set_ylim(0, 1)
     axes.legend(frameon=False)
     return figure
@@ -47,7 +60,13 @@ def top_figure(results: dict[str, Any]) -> Any:
     """Precision of the first N against N."""
     figure, axes = _axes("N", "precision")
     for index, (name, entry) in enumerate(_lines(results)):
-        axes.plot([int(k) for k in entry["precision"]], list(entry["precision"].values()), label=name, color=PALETTE[index], marker=".")
+        axes.plot(
+            [int(k) for k in entry["precision"]],
+            list(entry["precision"].values()),
+            label=name,
+            color=PALETTE[index],
+            marker=".",
+        )
     axes.set_xscale("log")
     axes.legend(frameon=False)
     return figure
@@ -75,7 +94,11 @@ def result_grid(model: HashModel, features: PairFeatures, query: np.ndarray, dat
     from contrastive_core.evaluation import hamming_distances
     from matplotlib.figure import Figure
 
-    if not features.images or not features.labelled("the grid").any() or not Path(features.images[int(database[0])]).is_file():
+    if (
+        not features.images
+        or not features.labelled("the grid").any()
+        or not Path(features.images[int(database[0])]).is_file()
+    ):
         return None
     labels = features.labelled("the grid")
     image, text = (binary_codes(model, features.of(m), m) for m in ("image", "text"))

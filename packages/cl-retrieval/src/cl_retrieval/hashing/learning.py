@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from cl_retrieval.index.interface import Modality
 
 
-
 class HashModel(Protocol):
     """What turns features into relaxed codes; the signs are the code."""
 

@@ -117,7 +117,9 @@ def divide_classes(
     """
     count = labels.shape[1]
     if count < 2:
-        raise InputError("seen and unseen classes need at least two classes", where="--protocol", why=f"there are {count}")
+        raise InputError(
+            "seen and unseen classes need at least two classes", where="--protocol", why=f"there are {count}"
+        )
     order = np.random.default_rng(seed).permutation(count)
     classes = np.zeros(count, bool)
     classes[order[: count // 2]] = True

@@ -29,7 +29,9 @@ def content_hashes(pairs: RawPairs) -> list[str]:
     return out
 
 
-def embed_pairs(pairs: RawPairs, encoder: Encoder, *, parts: Path, batch_size: int = 64) -> tuple[PairFeatures, list[str]]:
+def embed_pairs(
+    pairs: RawPairs, encoder: Encoder, *, parts: Path, batch_size: int = 64
+) -> tuple[PairFeatures, list[str]]:
     """Encode images and texts, a shard at a time; shards that are there already are read.
 
     Several sentences of an image are encoded one by one; their unit features are averaged and brought to unit length.

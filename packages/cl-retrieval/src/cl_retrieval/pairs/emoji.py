@@ -79,7 +79,9 @@ def _emoji(folder: Path, suffix: str) -> Iterator[Emoji]:
         spellings = (row["unified"], row["non_qualified"], row["unified"].replace("-FE0F", ""))
         for spelling in spellings:
             if spelling and spelling in pictures:
-                yield Emoji(row["unified"], _text(row["name"], row["short_names"]), row["subcategory"], pictures[spelling])
+                yield Emoji(
+                    row["unified"], _text(row["name"], row["short_names"]), row["subcategory"], pictures[spelling]
+                )
                 break
 
 

@@ -91,7 +91,9 @@ class PairFeatures:
             InputError: There are none.
         """
         if self.labels is None:
-            raise InputError(f"{purpose} needs labels", why="the pairs have none", remedy="add a labels column or array")
+            raise InputError(
+                f"{purpose} needs labels", why="the pairs have none", remedy="add a labels column or array"
+            )
         return self.labels
 
 
@@ -128,8 +130,10 @@ def check_features(features: PairFeatures, where: object, *, normalise: bool = F
         raise InputError("labels do not fit the pairs", where=where, why=f"{len(features.labels)} rows for {n} pairs")
     check_ids(features.ids, where)
     unit = {name: _unit_rows(features.of(name), name, where) for name in ("image", "text")}
-    if not normalise and len({bool(each.all()) for each in unit.values()}) > 1 or any(
-        not normalise and each.any() and not each.all() for each in unit.values()
+    if (
+        (not normalise
+        and len({bool(each.all()) for each in unit.values()}) > 1)
+        or any(not normalise and each.any() and not each.all() for each in unit.values())
     ):
         shares = ", ".join(f"{100 * each.mean():.0f} % of the {name} rows" for name, each in unit.items())
         raise InputError(
@@ -227,7 +231,9 @@ def read_features(path: Path, *, normalise: bool = False) -> PairFeatures:
     ids = _optional(arrays, _IDS, ("", ""))
     meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
     found = PairFeatures(
-        ids=tuple(str(each) for each in np.ravel(ids)) if ids is not None else tuple(f"{i:06d}" for i in range(len(image))),
+        ids=tuple(str(each) for each in np.ravel(ids))
+        if ids is not None
+        else tuple(f"{i:06d}" for i in range(len(image))),
         image=image,
         text=text,
         labels=onehot,
@@ -259,7 +265,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     readers = {".npz": _npz, ".mat": _mat, ".h5": _hdf5, ".hdf5": _hdf5}
     if path.suffix not in readers:
         raise InputError(
-            "the file is of no known kind", where=path, remedy=f"one of {', '.join(SUFFIXES)}, or a folder of .npy files"
+            "the file is of no known kind",
+            where=path,
+            remedy=f"one of {', '.join(SUFFIXES)}, or a folder of .npy files",
         )
     return _guarded(path, readers[path.suffix])
 
@@ -341,7 +349,9 @@ def _decoded(entry: tuple[str, Any]) -> tuple[str, np.ndarray]:
     return name, array
 
 
-def _find(arrays: Mapping[str, np.ndarray], names: Sequence[str], parts: tuple[str, str], path: Path, what: str) -> np.ndarray:
+def _find(
+    arrays: Mapping[str, np.ndarray], names: Sequence[str], parts: tuple[str, str], path: Path, what: str
+) -> np.ndarray:
     found = _optional(arrays, names, parts)
     if found is None:
         raise InputError(

@@ -81,7 +81,9 @@ def read_nus_wide(folder: Path, *, concepts: int = NUS_CONCEPTS) -> RawPairs:
     for path in sorted(_one(folder, "AllLabels").glob("Labels_*.txt")):
         column = _lines(path)
         if len(column) != len(names):
-            raise InputError("labels do not fit the image list", where=path, why=f"{len(column)} lines for {len(names)} images")
+            raise InputError(
+                "labels do not fit the image list", where=path, why=f"{len(column)} lines for {len(names)} images"
+            )
         columns[path.stem.removeprefix("Labels_")] = [value == "1" for value in column]
     frequent = sorted(columns, key=lambda name: -sum(columns[name]))[:concepts]
     root = next((each for each in (folder / "Flickr", folder / "images", folder) if each.is_dir()), folder)
@@ -111,7 +113,9 @@ def read_wikipedia(folder: Path) -> RawPairs:
         for number, line in enumerate(_lines(path) if path.is_file() else [], 1):
             fields = line.split("\t")
             if len(fields) != 3 or not fields[2].isdigit():
-                raise InputError("a line is not text, image and class", where=f"{path}, line {number}", why=f"got {line!r}")
+                raise InputError(
+                    "a line is not text, image and class", where=f"{path}, line {number}", why=f"got {line!r}"
+                )
             text, image, kind = fields
             ids.append(f"{text}")
             images.append(pictures.get(image, folder / "images" / f"{Path(image).name}.jpg"))
@@ -151,7 +155,9 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError("a file of the set is missing", where=path, why=error.strerror, remedy="unpack the whole set") from error
+        raise InputError(
+            "a file of the set is missing", where=path, why=error.strerror, remedy="unpack the whole set"
+        ) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

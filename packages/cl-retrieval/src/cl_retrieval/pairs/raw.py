@@ -155,7 +155,9 @@ def joined_pairs(
     check_ids(ids, where)
     for name, image, sentences in zip(ids, images, texts, strict=True):
         if not any(sentence.strip() for sentence in sentences):
-            raise InputError("an image has no text", where=where, why=f"pair {name!r}", remedy="give it one, or leave it out")
+            raise InputError(
+                "an image has no text", where=where, why=f"pair {name!r}", remedy="give it one, or leave it out"
+            )
         if not image.is_file():
             raise InputError(
                 "a text has no image", where=where, why=f"the image {image.name!r} of pair {name!r} is missing",
@@ -175,7 +177,9 @@ def _joined(rows: list[_Row], folder: Path, where: Path) -> RawPairs:
     labels: list[tuple[str, ...]] = []
     for number, (name, image, text, classes) in enumerate(rows, 1):
         if not image:
-            raise InputError("a text has no image", where=f"{where}, row {number}", remedy="name a file, or leave it out")
+            raise InputError(
+                "a text has no image", where=f"{where}, row {number}", remedy="name a file, or leave it out"
+            )
         if name not in places:
             places[name] = len(places)
             images.append(image)
@@ -183,7 +187,12 @@ def _joined(rows: list[_Row], folder: Path, where: Path) -> RawPairs:
             labels.append(classes)
         place = places[name]
         if images[place] != image or text in texts[place]:
-            raise InputError("an id occurs twice", where=where, why=f"id {name!r}, again in row {number}", remedy="give every pair its own id")
+            raise InputError(
+                "an id occurs twice",
+                where=where,
+                why=f"id {name!r}, again in row {number}",
+                remedy="give every pair its own id",
+            )
         texts[place].append(text)
     paths = [inside(folder, image, where) for image in images]
     return joined_pairs(list(places), paths, [tuple(each) for each in texts], labels, folder, where)
