@@ -89,7 +89,8 @@ class Hasher:
         elif found.fingerprint != expected:
             raise InputError(
                 "the encoder is another one than the model's", where=named,
-                why=f"it is {found.name} ({found.fingerprint}), the model's is {self.description['encoder']} ({expected})",
+                why=f"it is {found.name} ({found.fingerprint}), "
+                f"the model's is {self.description['encoder']} ({expected})",
                 remedy="name the encoder the model was trained with",
             )  # fmt: skip
         return found
@@ -120,7 +121,8 @@ class Hasher:
         if known and features.fingerprint != expected:
             raise InputError(
                 "the features are of another encoder than the model's", where=where,
-                why=f"of {features.encoder} ({features.fingerprint}), the model's are of {self.description['encoder']} ({expected})",
+                why=f"of {features.encoder} ({features.fingerprint}), "
+                f"the model's are of {self.description['encoder']} ({expected})",
                 remedy="compute them with the encoder the model was trained with",
             )  # fmt: skip
 

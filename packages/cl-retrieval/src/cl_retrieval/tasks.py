@@ -176,7 +176,8 @@ def evaluate(
     split = hasher.split()
     if protocol is not None and protocol != split.protocol:
         raise InputError(
-            "the model was trained under another protocol", where="--protocol", why=f"asked {protocol}, trained {split.protocol}",
+            "the model was trained under another protocol", where="--protocol",
+            why=f"asked {protocol}, trained {split.protocol}",
             remedy="unseen classes must be unseen in training: train with that --protocol",
         )  # fmt: skip
     if queries is not None:
@@ -262,7 +263,8 @@ def _read_codes(hasher: Hasher, path: Path, arrays: dict[str, np.ndarray], *, ke
     if made["fingerprint"] != hasher.identity.fingerprint:
         raise InputError(
             "the codes were made by another model", where=path,
-            why=f"{made['name']} ({made['fingerprint']}), the run holds {hasher.identity.name} ({hasher.identity.fingerprint})",
+            why=f"{made['name']} ({made['fingerprint']}), "
+            f"the run holds {hasher.identity.name} ({hasher.identity.fingerprint})",
             remedy="encode the data with this run",
         )  # fmt: skip
     features = arrays.get("features") if keep_features else None

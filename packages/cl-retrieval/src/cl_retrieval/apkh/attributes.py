@@ -23,7 +23,7 @@ WORDS = tuple(
     hair, glasses, hat, crowned, armed, magical, mechanical, clock, light, sound
     """.replace("\n", " ").split(",")
 )  # fmt: skip
-"""The package's own bank: colours, materials, shapes, sizes, states, motions, expressions, kinds of things, settings."""
+"""The package's own bank: colours, materials, shapes, sizes, states, motions, expressions, kinds, settings."""
 
 ATTRIBUTES = tuple(" ".join(word.split()) for word in WORDS)
 TEMPLATE = "a photo of something {a}"

@@ -48,7 +48,8 @@ def first_centres(bank: Bank, features: PairFeatures, options: PromptOptions, *,
     if not features.fingerprint.startswith(PRECOMPUTED) and encoder.fingerprint != features.fingerprint:
         raise InputError(
             "the encoder is another one than that of the features", where=features.source,
-            why=f"it is {encoder.name} ({encoder.fingerprint}), the features are of {features.encoder} ({features.fingerprint})",
+            why=f"it is {encoder.name} ({encoder.fingerprint}), "
+            f"the features are of {features.encoder} ({features.fingerprint})",
             remedy="name the encoder the features were made with",
         )  # fmt: skip
     prompts = bank.prompts()
@@ -140,7 +141,8 @@ def _attribute_rows(path: Path, bank: Bank, dim: int) -> Float[np.ndarray, "m d"
     if rows is None or rows.ndim != 2 or len(rows) != len(bank.phrases) or not np.isfinite(rows).all():
         shape = None if rows is None else rows.shape
         raise InputError(
-            "the features do not fit the attributes", where=path, why=f"shape {shape} for {len(bank.phrases)} attributes",
+            "the features do not fit the attributes", where=path,
+            why=f"shape {shape} for {len(bank.phrases)} attributes",
             remedy="give a .npy with one finite row a phrase",
         )  # fmt: skip
     check_width(rows, dim, path)

@@ -107,7 +107,8 @@ def train_model(
     centres = first_centres(bank, features, prompts, device=source.device)
     config: dict[str, Any] = {
         "command": "apkh train", "data": str(data), **dataclasses.asdict(source), **dataclasses.asdict(split),
-        **dataclasses.asdict(prompts), **dataclasses.asdict(model), **dataclasses.asdict(objective), "batch_size": batch_size,
+        **dataclasses.asdict(prompts), **dataclasses.asdict(model), **dataclasses.asdict(objective),
+        "batch_size": batch_size,
         **dataclasses.asdict(train),
     }  # fmt: skip
     with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
@@ -121,7 +122,10 @@ def train_model(
         facts = {
             "attributes": f"{len(bank.phrases)} ({bank.source})", "prompts": prompts.prompt_mode,
             "kernel variance": f"{float(learner.model.variance):.4f}",
-            **{f"effective attributes of a median {name}": f"{number:.1f}" for name, number in warn_of_width(learner.model, fx, fy).items()},
+            **{
+                f"effective attributes of a median {name}": f"{number:.1f}"
+                for name, number in warn_of_width(learner.model, fx, fy).items()
+            },
             "mean cosine of centres": f"{mean_cosine(learner.model.centres):.3f}",
             "attributes that name classes": ", ".join(leaked) or "none",
         }  # fmt: skip

@@ -80,8 +80,8 @@ def gaussian_overlap(
 ) -> Float[Tensor, "b b"]:
     """Expected RBF kernel between two pairs seen as Gaussians, in closed form.
 
-    ``K_ij = (s^2 / (s^2 + v_i + v_j))^{d/2} exp(-|mu_i - mu_j|^2 / (2 (s^2 + v_i + v_j)))`` with ``v_i = sigma_i^2 / d``
-    a coordinate, computed in logarithms.
+    ``K_ij = (s^2 / (s^2 + v_i + v_j))^{d/2} exp(-|mu_i - mu_j|^2 / (2 (s^2 + v_i + v_j)))`` with
+    ``v_i = sigma_i^2 / d`` a coordinate, computed in logarithms.
 
     Args:
         mu: Centres of the pairs.

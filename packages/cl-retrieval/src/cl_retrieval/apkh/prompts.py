@@ -1,4 +1,4 @@
-"""Where the centres of the kernels come from: frozen, moved by residuals, or through a text tower with learnt context."""
+"""Where the centres of the kernels come from: frozen, residuals, or a text tower with learnt context."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -92,7 +92,8 @@ class ContextCentres(nn.Module):
         if longest < context + 3:
             raise InputError(
                 "the template is shorter than the context", where="--template, --context",
-                why=f"{longest - 2} tokens, {context} of context", remedy="lengthen the template, or shorten the context",
+                why=f"{longest - 2} tokens, {context} of context",
+                remedy="lengthen the template, or shorten the context",
             )  # fmt: skip
         self._tower = [tower]  # in a list: the tower is no part of what is saved
         self.chunk, self.count = chunk, context

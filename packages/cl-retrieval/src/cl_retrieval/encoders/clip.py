@@ -104,6 +104,6 @@ def _unloadable(name: str, error: Exception, *, local: bool) -> InputError:
         )  # fmt: skip
     return InputError(
         "the weights of the encoder cannot be had", where=f"--encoder {name}", why=why,
-        remedy="offline, download the weights elsewhere and pass --encoder open_clip:ARCHITECTURE/path/to/weights, or a "
-        "folder as open_clip saves it, --encoder local-dir:FOLDER; or pass features instead of images",
+        remedy="offline, download the weights elsewhere and pass --encoder open_clip:ARCHITECTURE/path/to/weights, or "
+        "a folder as open_clip saves it, --encoder local-dir:FOLDER; or pass features instead of images",
     )  # fmt: skip

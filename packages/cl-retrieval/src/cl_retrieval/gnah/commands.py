@@ -95,7 +95,8 @@ def train_model(
     fx, fy = torch.from_numpy(features.image[rows]), torch.from_numpy(features.text[rows])
     config: dict[str, Any] = {
         "command": "gnah train", "data": str(data), **dataclasses.asdict(source), **dataclasses.asdict(split),
-        **dataclasses.asdict(model), **dataclasses.asdict(objective), "batch_size": batch_size, **dataclasses.asdict(train),
+        **dataclasses.asdict(model), **dataclasses.asdict(objective), "batch_size": batch_size,
+        **dataclasses.asdict(train),
     }  # fmt: skip
     with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
         learner = new_learner(fx, fy, model, objective, epochs=train.epochs, seed=train.seed)
@@ -351,6 +352,6 @@ def info() -> None:
     print(
         "GNAH: unsupervised data-efficient cross-modal retrieval with global-neighborhood alignment hashing.\n"
         "  R. Li, X. Ma, Z. Weng, Y. Zhang, G. Luo, H. Zhuang, Z. Lin, Y.-P. Tan, arXiv 2606.31517\n"
-        "Claim: from 20 to 160 unlabelled image-text pairs, prototypes and neighbourhoods give better binary codes than\n"
-        "contrasting the pairs themselves. Measure it with `cl-bench claims gnah`."
+        "Claim: from 20 to 160 unlabelled image-text pairs, prototypes and neighbourhoods give better binary codes\n"
+        "than contrasting the pairs themselves. Measure it with `cl-bench claims gnah`."
     )

@@ -88,8 +88,8 @@ def cca_itq(
 ) -> LinearHash:
     """Canonical correlations of the two modalities, scaled by their strength, and ITQ's rotation (CCA-ITQ).
 
-    With few pairs the correlations are regularised; beyond ``min(bits, n - 1)`` directions there is nothing to correlate,
-    and random combinations of those found fill the code.
+    With few pairs the correlations are regularised; beyond ``min(bits, n - 1)`` directions nothing is left to
+    correlate, and random combinations of those found fill the code.
 
     Args:
         fx: Image features.

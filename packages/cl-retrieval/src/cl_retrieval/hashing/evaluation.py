@@ -1,4 +1,4 @@
-"""How well codes find: mean average precision under stated conventions, precision, curves, and the features' own score."""
+"""How well codes find: mean average precision under stated conventions, precision, curves."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -55,8 +55,8 @@ def direction_scores(
 ) -> dict[str, Any]:
     """All measures of one direction.
 
-    ``map`` orders ties by place in the database; ``map_expected`` is the mean over all orders of ties, of which codes of
-    16 bits have many (whole rankings only). ``lookup`` is the precision within the radius, zero for queries that find
+    ``map`` orders ties by place in the database; ``map_expected`` is the mean over all orders of ties, of which short
+    codes have many (whole rankings only). ``lookup`` is the precision within the radius, zero for queries that find
     nothing. The PR curve is over growing radii, all queries together.
 
     Args:
@@ -136,8 +136,8 @@ def evaluate_split(
         conventions: See there.
 
     Returns:
-        ``groups -> name -> direction -> measures``, each with ``continuous`` (mAP of the features) and ``ratio`` (of the
-        codes' mAP to it), and statistics of the bits.
+        ``groups -> name -> direction -> measures``, each with ``continuous`` (mAP of the features) and ``ratio``
+        (mAP of the codes over it), and statistics of the bits.
 
     Raises:
         InputError: There are no labels, no groups, or no query with a relevant item.

@@ -1,5 +1,7 @@
 """Hash functions: small networks from features, or kernel activations, to relaxed codes on the unit sphere."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from contrastive_core.errors import InputError
@@ -34,7 +36,7 @@ class HashFunction(nn.Module):
             )  # fmt: skip
         widths = [dim, hidden, bits] if hidden else [dim, bits]
         layers: list[nn.Module] = []
-        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+        for narrow, wide in itertools.pairwise(widths):
             linear = nn.Linear(narrow, wide)
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -67,7 +67,9 @@ def kmeans_prototypes(
             why=f"there are {different}", remedy="give more pairs",
         )  # fmt: skip
     if k is not None and not 1 <= k < different:
-        raise InputError("the number of prototypes does not fit the data", where="--k", why=f"got {k} for {different} different rows")  # fmt: skip
+        raise InputError(
+            "the number of prototypes does not fit the data", where="--k", why=f"got {k} for {different} different rows"
+        )
     most = min(k_max, different - 1)
     counts = [k] if k is not None else list(range(2, most + 1))
     runs = {}

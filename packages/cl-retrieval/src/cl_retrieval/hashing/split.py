@@ -107,7 +107,7 @@ def draw_split(
 def divide_classes(
     labels: UInt8[np.ndarray, "n c"], seed: int
 ) -> tuple[Bool[np.ndarray, " c"], Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Divide classes at random into halves (the seen one smaller), and items by them; items with both kinds are in neither.
+    """Divide classes at random into halves (the seen one smaller), and items by them; mixed items are in neither.
 
     Returns:
         Seen classes, seen items, unseen items.
@@ -137,7 +137,8 @@ def places(features: PairFeatures, ids: tuple[str, ...], where: object) -> np.nd
     missing = [name for name in ids if name not in row]
     if missing:
         raise InputError(
-            "the pairs lack items of the run's split", where=where, why=f"{len(missing)} of {len(ids)}, such as {missing[0]!r}",
+            "the pairs lack items of the run's split", where=where,
+            why=f"{len(missing)} of {len(ids)}, such as {missing[0]!r}",
             remedy="evaluate on the data the model was trained on, or pass --queries for a new division",
         )  # fmt: skip
     return np.array([row[name] for name in ids], dtype=np.int64)
@@ -168,7 +169,8 @@ def _group(
     if (relevant >= 2).sum() == 0:
         raise InputError(
             "no query has two relevant items to find", where="the labels",
-            why=f"{count} queries, {len(searched)} items, classes too small", remedy="use larger classes, or fewer queries",
+            why=f"{count} queries, {len(searched)} items, classes too small",
+            remedy="use larger classes, or fewer queries",
         )  # fmt: skip
     return Group(tuple(features.ids[i] for i in asked), tuple(features.ids[i] for i in searched))
 

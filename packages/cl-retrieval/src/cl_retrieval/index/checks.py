@@ -17,6 +17,9 @@ ID_BYTES = 1024
 PAYLOAD_BYTES = 65_535  # the longest string Milvus keeps
 SHOWN = 5
 
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_-]+)*")
+"""Most ids: a million of them are checked in a second."""
+
 
 def check_model(stored: CodeModel, given: CodeModel, where: object) -> None:
     """Refuse codes of a model the index was not made with.
@@ -198,6 +201,8 @@ def name_items(items: Iterable[tuple[str, Modality]]) -> str:
 
 def _unusable(name: object) -> str | None:
     """Why an id cannot be used; it may become a file name, so it stays below its folder."""
+    if isinstance(name, str) and len(name) <= ID_BYTES and _PLAIN.fullmatch(name):
+        return None
     if not isinstance(name, str) or not name:
         return "an id is a text that is not empty"
     try:

@@ -75,7 +75,7 @@ class EmbeddedIndex:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / f"{TABLE}.lance").is_dir():
+        if not _finished(folder):
             raise InputError("there is no index", where=folder, remedy="build one with index build")
         self.folder = folder
         with _reading(folder):
@@ -103,7 +103,7 @@ class EmbeddedIndex:
                             remedy="add to it, or replace it with --overwrite",
                         )
                 elif (folder / f"{TABLE}.lance").exists():
-                    if not overwrite and any((folder / f"{TABLE}.lance" / "_versions").glob("*")):
+                    if not overwrite and _finished(folder):
                         raise _damaged(folder, "its newest version cannot be opened")
                     shutil.rmtree(folder / f"{TABLE}.lance")  # what a killed first build left, or damaged
                 mode = "overwrite" if (folder / f"{TABLE}.lance").exists() else "create"
@@ -405,6 +405,11 @@ def _check_folder(folder: Path) -> None:
         raise InputError(
             "an index has a folder of its own", where=folder, why="there are other files in it", remedy="name another"
         )
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a build came to its end there; the files may be damaged since."""
+    return any((folder / f"{TABLE}.lance" / "_versions").glob("*.manifest"))
 
 
 def _readable(folder: Path) -> bool:

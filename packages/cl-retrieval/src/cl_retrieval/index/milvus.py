@@ -36,6 +36,9 @@ BATCH_BYTES = 16 * 2**20
 SLACK = 64
 """Rows asked for beyond k: ties at the end of the list are seldom more."""
 
+TIMEOUT = 10.0
+"""Seconds a server has to answer."""
+
 _FIELDS = ["key", "payload"]
 
 
@@ -280,7 +283,7 @@ def _connect(address: str) -> Any:
         ) from error
     token = {} if "://" not in address else {"token": os.environ.get("MILVUS_TOKEN", "")}
     try:
-        return MilvusClient(address, timeout=10, **token)
+        return MilvusClient(address, timeout=TIMEOUT, **token)
     except (MilvusException, ValueError, OSError) as error:
         raise InputError(
             "Milvus does not answer",

@@ -1,14 +1,17 @@
 """The nearest codes, exactly, by looking at all of them."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
+import torch
 from contrastive_core.evaluation.codes import distances_to, words
 from jaxtyping import Bool, Int, UInt8, UInt64
 
 BLOCK = 1 << 16
 """Codes looked at together: their distances stay in the processor's cache."""
+FIRST = 1 << 12
+"""Codes looked at first, to learn early how near the k nearest are."""
 
 Near = tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]
 
@@ -34,7 +37,7 @@ def nearest(
         Two arrays a query.
     """
     asked = words(queries).T
-    workers = min(len(asked), _cores())
+    workers = min(len(asked), torch.get_num_threads())
     if workers <= 1:
         return [_nearest(query, gallery, k, radius, among) for query in asked]
     with ThreadPoolExecutor(workers) as pool:  # numpy lets go of the interpreter inside its loops
@@ -50,11 +53,11 @@ def _nearest(
 ) -> Near:
     rows, distances = [], []
     found = np.zeros(radius + 1, dtype=np.int64)
-    for start in range(0, gallery.shape[1], BLOCK):
-        distance = distances_to(query, gallery[:, start : start + BLOCK])
+    for start, stop in pairwise([0, *range(FIRST, gallery.shape[1], BLOCK), gallery.shape[1]]):
+        distance = distances_to(query, gallery[:, start:stop])
         near = distance <= radius
         if among is not None:
-            near &= among[start : start + BLOCK]
+            near &= among[start:stop]
         row = np.flatnonzero(near)
         if not len(row):
             continue
@@ -73,7 +76,3 @@ def _nearest(
     row, distance = row[distance <= radius], distance[distance <= radius]
     order = np.argsort(distance, kind="stable")[:k]
     return row[order], distance[order]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -98,8 +98,8 @@ def embed_to_file(pairs: RawPairs, encoder: Encoder, out: Path, *, source: str, 
 def cached_features(pairs: RawPairs, encoder: Encoder, *, source: str, batch_size: int = 64) -> PairFeatures:
     """Features of raw pairs from the cache of this user, computed where they are not in it.
 
-    The cache is ``$XDG_CACHE_HOME/cl-retrieval`` (``~/.cache/cl-retrieval``); its files are named by encoder and content,
-    so a changed image, text or encoder is computed anew.
+    The cache is ``$XDG_CACHE_HOME/cl-retrieval`` (``~/.cache/cl-retrieval``); its files are named by encoder and
+    content, so a changed image, text or encoder is computed anew.
     """
     import dataclasses
 

@@ -118,7 +118,8 @@ def check_features(features: PairFeatures, where: object, *, normalise: bool = F
     if len(features.image) != len(features.text) or len(features.image) != n:
         raise InputError(
             "images and texts do not pair", where=where,
-            why=f"{n} ids, {len(features.image)} images, {len(features.text)} texts", remedy="give one row of each a pair",
+            why=f"{n} ids, {len(features.image)} images, {len(features.text)} texts",
+            remedy="give one row of each a pair",
         )  # fmt: skip
     if features.image.shape[1] != features.text.shape[1]:
         raise InputError(
@@ -130,10 +131,8 @@ def check_features(features: PairFeatures, where: object, *, normalise: bool = F
         raise InputError("labels do not fit the pairs", where=where, why=f"{len(features.labels)} rows for {n} pairs")
     check_ids(features.ids, where)
     unit = {name: _unit_rows(features.of(name), name, where) for name in ("image", "text")}
-    if (
-        (not normalise
-        and len({bool(each.all()) for each in unit.values()}) > 1)
-        or any(not normalise and each.any() and not each.all() for each in unit.values())
+    if (not normalise and len({bool(each.all()) for each in unit.values()}) > 1) or any(
+        not normalise and each.any() and not each.all() for each in unit.values()
     ):
         shares = ", ".join(f"{100 * each.mean():.0f} % of the {name} rows" for name, each in unit.items())
         raise InputError(
@@ -337,16 +336,14 @@ def _hdf5(path: Path) -> dict[str, np.ndarray]:
 
     with h5py.File(path, "r") as file:
         found = {name: file[name][()] for name in file if isinstance(file[name], h5py.Dataset)}
-    return {name: np.char.decode(each, "utf-8") if each.dtype.kind == "S" else
-            (each.astype(str) if each.dtype.kind == "O" else each) for name, each in map(_decoded, found.items())}  # fmt: skip
+    return {name: _decoded(value) for name, value in found.items()}
 
 
-def _decoded(entry: tuple[str, Any]) -> tuple[str, np.ndarray]:
-    name, value = entry
+def _decoded(value: Any) -> np.ndarray:
     array = np.asarray(value)
-    if array.dtype.kind == "O":
-        array = np.array([each.decode() if isinstance(each, bytes) else str(each) for each in array.ravel()])
-    return name, array
+    if array.dtype.kind in "OS":  # texts, as HDF5 keeps them
+        return np.array([each.decode() if isinstance(each, bytes) else str(each) for each in array.ravel()])
+    return array
 
 
 def _find(
@@ -355,7 +352,8 @@ def _find(
     found = _optional(arrays, names, parts)
     if found is None:
         raise InputError(
-            f"the file holds no {what} features", where=path, why=f"its arrays are {', '.join(sorted(arrays)) or 'none'}",
+            f"the file holds no {what} features", where=path,
+            why=f"its arrays are {', '.join(sorted(arrays)) or 'none'}",
             remedy=f"name the array {names[0]}",
         )  # fmt: skip
     if found.ndim != 2 or found.dtype.kind not in "fiu":

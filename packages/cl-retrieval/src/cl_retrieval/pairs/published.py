@@ -29,16 +29,16 @@ def read_published(folder: Path) -> RawPairs:
         return read_nus_wide(folder)
     raise InputError(
         "the folder holds no pairs", where=folder, why="there is neither a table nor a published set in it",
-        remedy="put pairs.jsonl, pairs.csv, captions.txt or captions.json beside the images; or lay MIRFlickr, NUS-WIDE, "
-        "Wikipedia or Pascal Sentence out as published",
+        remedy="put pairs.jsonl, pairs.csv, captions.txt or captions.json beside the images; or lay MIRFlickr, "
+        "NUS-WIDE, Wikipedia or Pascal Sentence out as published",
     )  # fmt: skip
 
 
 def read_mirflickr(folder: Path, *, rare: int = RARE_TAG) -> RawPairs:
     """MIRFLICKR-25000: ``im1.jpg``, ``meta/tags/tags1.txt``, ``annotations/*.txt`` of image numbers.
 
-    Tags are joined with commas. Left out are tags that occur fewer than ``rare`` times, and images that then have no tag,
-    or no label (20,015 of 25,000 remain in the whole set).
+    Tags are joined with commas. Left out are tags that occur fewer than ``rare`` times, and images that then have no
+    tag, or no label (20,015 of 25,000 remain in the whole set).
 
     Args:
         folder: The unpacked archive, with the annotations in ``annotations``.
@@ -65,7 +65,7 @@ def read_mirflickr(folder: Path, *, rare: int = RARE_TAG) -> RawPairs:
 
 
 def read_nus_wide(folder: Path, *, concepts: int = NUS_CONCEPTS) -> RawPairs:
-    """NUS-WIDE: ``ImageList/Imagelist.txt``, ``All_Tags.txt``, ``AllLabels/Labels_*.txt``, and the images in ``Flickr``.
+    """NUS-WIDE: ``ImageList/Imagelist.txt``, ``All_Tags.txt``, ``AllLabels/Labels_*.txt``, and images in ``Flickr``.
 
     Kept are the images of the most frequent concepts that have tags and are there (many are no longer online).
 
@@ -103,7 +103,7 @@ def read_nus_wide(folder: Path, *, concepts: int = NUS_CONCEPTS) -> RawPairs:
 def read_wikipedia(folder: Path) -> RawPairs:
     """Wikipedia: ``images/<class>/*.jpg``, ``texts/*.xml``, ``trainset_txt_img_cat.list`` and ``testset_...``.
 
-    Lines of the lists are ``text id, image id, class number``, separated by tabs; ``categories.list`` names the classes.
+    Lines of the lists are ``text id, image id, class number``, separated by tabs; ``categories.list`` names them.
     """
     names = _lines(folder / "categories.list") if (folder / "categories.list").is_file() else []
     pictures = {path.stem: path for path in sorted((folder / "images").rglob("*")) if path.suffix.lower() in IMAGES}
@@ -125,7 +125,7 @@ def read_wikipedia(folder: Path) -> RawPairs:
 
 
 def read_pascal(folder: Path) -> RawPairs:
-    """Pascal Sentence: ``<class>/<id>.jpg`` (also below ``dataset``) and five sentences in ``sentence/<class>/<id>.txt``."""
+    """Pascal Sentence: ``<class>/<id>.jpg`` (or below ``dataset``), five sentences in ``sentence/<class>/<id>.txt``."""
     pictures = folder / "dataset" if (folder / "dataset").is_dir() else folder
     ids, images, texts, labels = [], [], [], []
     for kind in sorted(path for path in (folder / "sentence").iterdir() if path.is_dir()):

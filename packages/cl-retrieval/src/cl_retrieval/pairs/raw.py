@@ -77,7 +77,7 @@ def read_table(path: Path, *, images: Path | None = None) -> RawPairs:
 
 
 def read_folder(path: Path) -> RawPairs:
-    """Read a folder: of one of our tables (``pairs.jsonl``, ``pairs.csv``, ``captions.*``) and images, or a published set.
+    """Read a folder: a table (``pairs.jsonl``, ``pairs.csv``, ``captions.*``) with images, or a published set.
 
     Raises:
         InputError: The folder holds neither.
