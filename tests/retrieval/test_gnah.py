@@ -1,6 +1,7 @@
 """GNAH: the prototype alignment, the anchors, the schedule, and what is learnt."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -32,7 +33,8 @@ def test_alignment_is_the_divergence_and_vanishes_where_it_should():
 
 
 def test_alignment_moves_codes_alone():
-    f, c, h, a = (each.requires_grad_() for each in (unit(5, 8), unit(3, 8, seed=1), unit(5, 6, seed=2), unit(3, 6, seed=3)))
+    shapes = ((5, 8), (3, 8), (5, 6), (3, 6))
+    f, c, h, a = (unit(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes))
     prototype_alignment(f, h, c, a).backward()
     assert h.grad.abs().sum() > 0
     assert f.grad is None
@@ -58,7 +60,7 @@ def test_cluster_means_by_hand_empty_clusters_and_order():
 def test_weight_starts_at_beta_and_only_falls():
     weights = [global_weight(t, 0.5, 0.01) for t in range(500)]
     assert weights[0] == 0.5
-    assert all(a > b for a, b in zip(weights, weights[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(weights))
     assert weights[100] == pytest.approx(0.5 * math.exp(-1))
 
 
@@ -148,11 +150,10 @@ def test_collapsed_anchors_are_told(pairs):
     learner = learner_of(pairs, epochs=10)
     learner.state.fill_(1.0)
     learner.labels.fill_(0)
+    for parameter in learner.model.parameters():
+        parameter.data.abs_()
+    learner.begin_epoch(1)  # before a fifth of the epochs nothing is said
     with pytest.warns(ContrastiveWarning, match="one sign pattern"):
-        learner.begin_epoch(1)
-        for parameter in learner.model.parameters():
-            parameter.data.abs_()
-        learner.state.fill_(1.0)
         learner.begin_epoch(5)
 
 

@@ -26,6 +26,7 @@ from cl_bench.hashing import (
     labelled_pairs,
     margin_claim,
     pairwise_contrast,
+    progress,
     score,
     summary,
     trained,
@@ -74,19 +75,14 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
             for direction, value in score(train, features, rows, query, database, bits, seed).items():
                 found[direction].append(value)
         table[pairs, bits, name] = found
+        progress((pairs, bits, name), found)
 
     for name, train in {**arms, **others}.items():
         measure(name, train, 80, 32)
-    for pairs in (n for n in SIZES if n != 80):
-        for name in (FULL, PAIRWISE):
-            measure(name, arms[name], pairs, 32)
-        for name, train in others.items():
-            measure(name, train, pairs, 32)
-    for bits in (b for b in BITS if b != 32):
-        for name in (FULL, PAIRWISE):
-            measure(name, arms[name], 80, bits)
-        for name, train in others.items():
-            measure(name, train, 80, bits)
+    swept = {**{name: arms[name] for name in (FULL, PAIRWISE)}, **{n: t for n, t in others.items() if n != "DJSRH"}}
+    for pairs, bits in [*((n, 32) for n in SIZES if n != 80), *((80, b) for b in BITS if b != 32)]:
+        for name, train in swept.items():
+            measure(name, train, pairs, bits)
 
     labels = features.labelled("a claim")
     exact = {
@@ -95,7 +91,8 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
     }
     notes = [
         f"{len(features)} pairs, {labels.shape[1]} classes, {count} queries; "
-        f"chance {chance(features, query, database):.3f}; mAP of the features themselves {exact['i2t']:.3f} (image to text), {exact['t2i']:.3f} (text to image)",
+        f"chance {chance(features, query, database):.3f}; "
+        f"mAP of the features themselves {exact['i2t']:.3f} (image to text), {exact['t2i']:.3f} (text to image)",
         f"encoder {features.encoder}: a stand-in for CLIP; {epochs} epochs, hidden width {hidden}, "
         "mAP over the whole ranking",
     ]
@@ -127,7 +124,7 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
                 gate=gate,
                 notes=notes,
                 seconds=seconds,
-            )  # fmt: skip
+            )
             for direction, text in DIRECTIONS.items()
         ]
 

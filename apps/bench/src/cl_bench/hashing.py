@@ -3,6 +3,7 @@
 import csv
 import functools
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,6 +132,12 @@ def fit(train: Trainer, features: PairFeatures, rows: np.ndarray, bits: int, see
     """A model trained on some rows."""
     fx, fy = (torch.from_numpy(features.of(m)[rows]) for m in ("image", "text"))
     return train(fx, fy, bits, seed)
+
+
+def progress(key: tuple[Any, ...], found: dict[str, list[float]]) -> None:
+    """One line an arm on standard error: a claim takes minutes."""
+    means = ", ".join(f"{name} {statistics.fmean(values):.4f}" for name, values in found.items())
+    print(f"{key[2]}, {key[0]} pairs, {key[1]} bits: {means}", file=sys.stderr, flush=True)
 
 
 def chance(features: PairFeatures, query: np.ndarray, database: np.ndarray) -> float:

@@ -299,7 +299,7 @@ def search(
     features: Path | None = None,
     asking: Modality = "text",
     find: Find = "image",
-    k: int = 10,
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     radius: int | None = None,
     rerank: int | None = None,
     source: DataOptions = DataOptions(),
@@ -384,7 +384,7 @@ def explain(
     *,
     text: tuple[str, ...] = (),
     image: tuple[Path, ...] = (),
-    k: int = 10,
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     source: DataOptions = DataOptions(),
     json: bool = False,
 ) -> None:

@@ -169,7 +169,7 @@ class APKHLearner(Learner):
         groups = [{"params": list(self.model.heads.parameters()), "lr": self.settings.lr}]
         if slow:
             groups.append({"params": slow, "lr": self.settings.lr_prompt})
-        return torch.optim.Adam(groups)
+        return torch.optim.Adam(groups, fused=True)
 
     @torch.no_grad()
     def finish(self) -> None:

@@ -272,7 +272,7 @@ def search(
     features: Path | None = None,
     asking: Modality = "text",
     find: Find = "image",
-    k: int = 10,
+    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
     radius: int | None = None,
     rerank: int | None = None,
     source: DataOptions = DataOptions(),

@@ -199,7 +199,7 @@ class GNAHLearner(Learner):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam over both hash functions."""
-        return torch.optim.Adam(self.model.parameters(), lr=self.settings.lr)
+        return torch.optim.Adam(self.model.parameters(), lr=self.settings.lr, fused=True)
 
     def distinct_anchors(self) -> int:
         """Number of different sign patterns among the anchors."""

@@ -204,4 +204,4 @@ class DJSRHLearner(Learner):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam over both hash functions."""
-        return torch.optim.Adam(self.model.parameters(), lr=self.settings.lr)
+        return torch.optim.Adam(self.model.parameters(), lr=self.settings.lr, fused=True)
