@@ -105,7 +105,8 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
     )
     notes = [
         f"{len(features)} pairs, {labels.shape[1]} classes divided {len(splits)} times into unseen and seen halves; "
-        "training pairs of seen classes alone; a quarter of each half are queries; sweeps over the first three divisions; "
+        "training pairs of seen classes alone; a quarter of each half are queries; "
+        f"sweeps over the first {SWEPT_SPLITS} divisions; "
         f"mAP of the features themselves: {reference}",
         f"generalisation ratio of APKH (unseen mAP of 32 bits over that of the features) {ratio:.3f}",
         f"encoder {features.encoder}: a stand-in for CLIP; {len(bank.phrases)} attributes; "
