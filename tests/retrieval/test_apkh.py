@@ -217,7 +217,8 @@ def test_every_switch_changes_the_loss(pairs):
     base = loss()
     switches = [
         {"smooth": False}, {"discount": True}, {"align": "nce"}, {"align": "none"}, {"samples": 4},
-        {"reference": "pm1"}, {"noise": "per_coordinate"}, {"mode": "frozen"}, {"anchor_weight": 5.0}, {"temperature": 0.2},
+        {"reference": "pm1"}, {"noise": "per_coordinate"}, {"mode": "frozen"},
+        {"anchor_weight": 5.0}, {"temperature": 0.2},
         *({"config": APKHConfig(bits=16, hidden=32, **change)} for change in (
             {"inputs": "raw"}, {"inputs": "both"}, {"normalise_kernel": False}, {"standardise": False},
             {"shared": False},

@@ -1,5 +1,6 @@
 """The verbs of both methods, from pictures to hits, and everything they refuse."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,9 +10,14 @@ from cl_retrieval.cli import app
 from cl_retrieval.pairs.features import read_features, write_features
 from contrastive_core.files import read_json
 
-SMALL = ["--epochs", "4", "--hidden", "32", "--bits", "16", "--pairs", "20", "--no-progress", "--log-every", "1"]
 QUIET = pytest.mark.filterwarnings("ignore:a median .* excites")
 pytestmark = QUIET
+
+
+def small(**changes):
+    """Options of a run of a second, with changes."""
+    options = {"epochs": 4, "hidden": 32, "bits": 16, "pairs": 20, "log-every": 1, **changes}
+    return ["--no-progress", *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
 def run(*words):
@@ -34,8 +40,8 @@ def home(tmp_path_factory, tiny_clip):
     assert run("gnah", "encode-features", home / "emoji", home / "emoji.npz", "--encoder", encoder) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-        assert run("gnah", "train", home / "emoji.npz", home / "gnah", *SMALL) == 0
-        assert run("apkh", "train", home / "emoji", home / "apkh", "--encoder", encoder, *SMALL) == 0
+        assert run("gnah", "train", home / "emoji.npz", home / "gnah", *small()) == 0
+        assert run("apkh", "train", home / "emoji", home / "apkh", "--encoder", encoder, *small()) == 0
         index = ["index", "build"]
         assert run("gnah", *index, home / "gnah", home / "index", home / "emoji.npz") == 0
     return home
@@ -193,8 +199,6 @@ def test_explain_and_attribute_checks(cache, capsys, tiny_clip, tmp_path):
 def test_tune_ranks_settings_without_labels(cache, capsys, tmp_path):
     features = read_features(cache / "emoji.npz")
     bare = tmp_path / "bare.npz"
-    import dataclasses
-
     write_features(bare, dataclasses.replace(features, labels=None, classes=()))
     common = ["--epochs", "2", "--hidden", "16", "--bits", "16", "--pairs", "20", "--json"]
     capsys.readouterr()
@@ -207,8 +211,7 @@ def test_tune_ranks_settings_without_labels(cache, capsys, tmp_path):
 
 
 def test_unseen_classes_are_evaluated_apart(cache, capsys, tmp_path):
-    words = ["--protocol", "seen-unseen", *SMALL[:-2], "--pairs", "16", "--queries", "5"]
-    words = [w for i, w in enumerate(words) if not ((w == "--pairs" and words[i + 1] == "20") or w == "20")]
+    words = ["--protocol", "seen-unseen", *small(pairs=16, queries=5)]
     assert run("gnah", "train", cache / "emoji.npz", tmp_path / "run", *words) == 0
     results = read_json(tmp_path / "run" / "results.json")
     assert set(results["groups"]) == {"unseen", "seen"}
@@ -226,24 +229,13 @@ def test_an_interrupted_run_continues_to_the_same_weights(cache, tmp_path, monke
             raise KeyboardInterrupt
         return step(self, batch, index)
 
-    words = [
-        "gnah",
-        "train",
-        cache / "emoji.npz",
-        tmp_path / "run",
-        *SMALL,
-        "--epochs",
-        "10",
-        "--checkpoint-every",
-        "3",
-    ]
-    words = [w for i, w in enumerate(words) if i not in (4, 5)]  # one --epochs only
+    options = [*small(epochs=10), "--checkpoint-every", "3"]
+    words = ["gnah", "train", cache / "emoji.npz", tmp_path / "run", *options]
     monkeypatch.setattr(module.HashSystem, "training_step", stops)
     assert run(*words) == 130
     monkeypatch.setattr(module.HashSystem, "training_step", step)
     assert run(*words, "--resume") == 0
-    whole = [tmp_path / "whole" if w == tmp_path / "run" else w for w in words]
-    assert run(*whole) == 0
+    assert run("gnah", "train", cache / "emoji.npz", tmp_path / "whole", *options) == 0
     first, second = (read_json(tmp_path / name / "model.json")["weights_sha256"] for name in ("run", "whole"))
     assert first == second
 
@@ -257,23 +249,16 @@ def test_sample_data_runs_offline(tmp_path, monkeypatch, capsys):
             return np.stack([[t.count(c) + 0.1 for c in "etaoinshrdlu"] for t in texts]).astype(np.float32)
 
     monkeypatch.setattr(standin, "sentence_encoder", Sentences)
-    monkeypatch.setattr(samples, "twemoji", lambda: _few(samples))
+    few = samples.twemoji()[:40]
+    monkeypatch.setattr(samples, "twemoji", lambda: few)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert run("gnah", "sample-data", tmp_path / "emoji", "--limit", "24") == 0
     assert {p.name for p in (tmp_path / "emoji").iterdir()} == {"images", "pairs.jsonl", "encoder", "LICENCES.txt"}
     assert "exists already" in refused(capsys, "gnah", "sample-data", tmp_path / "emoji")
     # The encoder beside the pairs is taken without being named, from images and texts to a run.
-    assert (
-        run("gnah", "train", tmp_path / "emoji", tmp_path / "run", *SMALL[:-4], "--queries", "0", "--pairs", "12") == 0
-    )
+    assert run("gnah", "train", tmp_path / "emoji", tmp_path / "run", *small(queries=0, pairs=12)) == 0
     assert read_json(tmp_path / "run" / "model.json")["encoder"] == "standin"
     assert len(list((tmp_path / "cache" / "cl-retrieval").glob("*.npz"))) == 1
-
-
-def _few(samples):
-    from cl_retrieval.pairs.emoji import twemoji
-
-    return twemoji()[:40]
 
 
 def test_info_and_help_answer(capsys):
@@ -293,15 +278,13 @@ def test_models_encoders_and_indexes_do_not_mix(cache, capsys, tmp_path, tiny_cl
     assert "gnah 16 bit" in error
     assert "apkh 16 bit" in error
     assert "not one of APKH" in refused(capsys, "apkh", "evaluate", cache / "gnah", features)
-    assert run("gnah", "train", features, tmp_path / "r8", *[w if w != "16" else "8" for w in SMALL]) == 0
+    assert run("gnah", "train", features, tmp_path / "r8", *small(bits=8)) == 0
     error = refused(capsys, "gnah", "search", tmp_path / "r8", cache / "index", "--features", features)
     assert "8 bit" in error
     assert "16 bit" in error
     codes = tmp_path / "codes.npz"
     assert run("gnah", "encode", tmp_path / "r8", features, codes) == 0
     assert "another model" in refused(capsys, "gnah", "index", "add", cache / "gnah", cache / "index", codes)
-    import dataclasses
-
     other = tmp_path / "other.npz"
     write_features(other, dataclasses.replace(read_features(features), encoder="elsewhere", fingerprint="f"))
     error = refused(capsys, "gnah", "evaluate", cache / "gnah", other)
@@ -342,7 +325,7 @@ def test_apkh_refuses_what_it_cannot_know(cache, capsys, tmp_path):
     rows = read_features(cache / "emoji.npz")
     bare = tmp_path / "bare.npz"
     np.savez(bare, image=rows.image, text=rows.text)
-    assert "encoder of the features is not known" in refused(capsys, "apkh", "train", bare, tmp_path / "run", *SMALL)
+    assert "encoder of the features is not known" in refused(capsys, "apkh", "train", bare, tmp_path / "run", *small())
     strict = ["--strict-zero-shot", "--attributes", tmp_path / "bank.txt"]
     (tmp_path / "bank.txt").write_text(f"red\n{rows.classes[0]}\n")
     error = refused(capsys, "apkh", "train", cache / "emoji.npz", tmp_path / "run", *strict)
