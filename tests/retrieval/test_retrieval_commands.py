@@ -338,3 +338,4 @@ def test_settings_are_kept_with_the_run(home):
     assert config["prompt_mode"] == "residual"
     assert config["bits"] == 16
     assert config["split_seed"] == 42
+    assert config["seed"] == 42  # a default that other options on the command line leave alone

@@ -1,13 +1,14 @@
 """What a frozen encoder of images and texts is."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Images and texts to unit features of one space."""
 

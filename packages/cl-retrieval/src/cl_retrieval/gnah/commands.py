@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from contrastive_core.training import RunFolder, TrainSettings
+from contrastive_core.training import RunFolder
 from cyclopts import Parameter
 from jaxtyping import Float
 from torch import Tensor
@@ -16,12 +16,12 @@ from cl_retrieval.gnah.model import GNAH, GNAHConfig, load_model, save_model
 from cl_retrieval.hasher import Hasher, training_features
 from cl_retrieval.hashing.evaluation import Conventions
 from cl_retrieval.hashing.learning import Modality, optimise
+from cl_retrieval.hashing.settings import PairTraining
 from cl_retrieval.hashing.split import Protocol, places
 from cl_retrieval.hashing.system import train_learner
 from cl_retrieval.tasks import DataOptions, Find, Sides, SplitOptions
 
 Flat = Parameter(name="*")
-EPOCHS = TrainSettings(epochs=500, seed=42, log_every=10, checkpoint_every=250)
 
 
 def sample_data(out: Path, *, limit: int | None = None, overwrite: bool = False) -> None:
@@ -71,7 +71,7 @@ def train_model(
     model: Annotated[GNAHConfig, Flat] = GNAHConfig(),
     objective: Annotated[GNAHSettings, Flat] = GNAHSettings(),
     batch_size: int = 100,
-    train: Annotated[TrainSettings, Flat] = EPOCHS,
+    train: Annotated[PairTraining, Flat] = PairTraining(),
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:

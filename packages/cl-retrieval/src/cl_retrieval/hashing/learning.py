@@ -1,7 +1,7 @@
 """How a learner of hash functions is trained: the same steps under :func:`contrastive_core.training.fit` or bare."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from contrastive_core.training.batches import batches, order_of, seeded_generator
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from cl_retrieval.index.interface import Modality
 
 
+@runtime_checkable
 class HashModel(Protocol):
     """What turns features into relaxed codes; the signs are the code."""
 
