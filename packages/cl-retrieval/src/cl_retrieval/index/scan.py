@@ -58,7 +58,7 @@ def _nearest(
         near = distance <= radius
         if among is not None:
             near &= among[start:stop]
-        row = _places(near)
+        row = np.flatnonzero(near)
         if not len(row):
             continue
         rows.append(row + start)
@@ -76,13 +76,3 @@ def _nearest(
     row, distance = row[distance <= radius], distance[distance <= radius]
     order = np.argsort(distance, kind="stable")[:k]
     return row[order], distance[order]
-
-
-def _places(mask: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
-    """Where a mask that is mostly false is true: eight places at a time, then one by one in those eights."""
-    whole = len(mask) // 8 * 8
-    eights = np.flatnonzero(mask[:whole].view(np.uint64))
-    if 16 * len(eights) > whole:
-        return np.flatnonzero(mask)
-    places = (8 * eights[:, None] + np.arange(8)).ravel()
-    return np.concatenate([places[mask[places]], whole + np.flatnonzero(mask[whole:])])
