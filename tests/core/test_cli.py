@@ -47,6 +47,8 @@ def app(tmp_path, monkeypatch):
             Command("greet", "verbs_of_test:greet", "Say hello."),
             Command("refuse", "verbs_of_test:refuse", "Say no."),
             Command("crash", "verbs_of_test:crash", "Break."),
+            Command("group greet", "verbs_of_test:greet", "Say hello, too."),
+            Command("group refuse", "verbs_of_test:refuse", "Say no, too."),
         ],
     )
     return app
@@ -55,6 +57,17 @@ def app(tmp_path, monkeypatch):
 def test_runs_a_function_with_its_options(app, capsys):
     assert app.run(["m", "greet", "Ada", "--times", "2", "--loud"]) == 0
     assert capsys.readouterr().out == "ADA\nADA\n"
+
+
+def test_verbs_of_two_words_stand_in_one_group(app, capsys):
+    assert app.run(["m", "group", "greet", "Ada"]) == 0
+    assert capsys.readouterr().out == "Ada\n"
+    assert app.run(["m", "group", "refuse"]) == 2
+    capsys.readouterr()
+    assert app.run(["m", "--help"]) == 0
+    assert "greet, refuse" in capsys.readouterr().out
+    assert app.run(["m", "group", "--help"]) == 0
+    assert "Say no, too." in capsys.readouterr().out
 
 
 def test_bad_input_is_one_block_and_status_two(app, capsys):

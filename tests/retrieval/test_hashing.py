@@ -262,6 +262,14 @@ def test_standard_split_trains_inside_the_database(pairs):
     assert draw_split(pairs, pairs=12, queries=15, seed=4) != split
 
 
+def test_new_queries_are_none_of_the_training_pairs(pairs):
+    split = draw_split(pairs, pairs=30, queries=15, seed=3)
+    again = draw_split(pairs, queries=20, seed=5, trained_on=split.train).groups["standard"]
+    assert len(again.queries) == 20
+    assert not set(again.queries) & set(split.train)
+    assert set(again.queries) | set(again.database) == set(pairs.ids)
+
+
 def test_unseen_items_never_train(pairs):
     split = draw_split(pairs, protocol="seen-unseen", pairs=8, queries=4, class_seed=1)
     label = dict(zip(pairs.ids, pairs.labels.argmax(1), strict=True))

@@ -433,6 +433,19 @@ def test_encoders_that_cannot_be_had_are_refused_with_a_way_out(tmp_path, monkey
             assert caught.value.remedy
 
 
+def test_weights_with_another_activation_are_refused(monkeypatch):
+    import open_clip
+
+    def warns(*_, **__):
+        warnings.warn("QuickGELU mismatch between final model config and pretrained tag", UserWarning, stacklevel=2)
+        raise AssertionError("the warning is an error, so this is not reached")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", warns)
+    with pytest.raises(InputError, match="another activation") as caught:
+        load_encoder("open_clip:ViT-B-16/openai")
+    assert "ViT-B-16-quickgelu/openai" in caught.value.remedy
+
+
 def test_the_stand_in_repeats_and_reads_back(tmp_path, monkeypatch):
     import cl_retrieval.encoders.standin as module
 

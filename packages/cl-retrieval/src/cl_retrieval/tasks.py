@@ -183,7 +183,7 @@ def evaluate(
     if queries is not None:
         if split.protocol != "standard":
             raise InputError("new queries are drawn under the protocol standard only", where="--queries")
-        split = draw_split(features, queries=queries, pairs=None, seed=split.seed)
+        split = draw_split(features, queries=queries, pairs=None, seed=split.seed, trained_on=split.train)
     results = evaluate_split(hasher.model, features, split, where=data, conventions=conventions)
     if out is not None:
         report = Report(f"Evaluation of {hasher.run}")

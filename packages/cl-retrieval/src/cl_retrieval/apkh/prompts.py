@@ -104,6 +104,7 @@ class ContextCentres(nn.Module):
 
     def forward(self) -> Float[Tensor, "m d"]:
         """Centres, with gradient to the context alone."""
+        self._tower[0].to(self.context.device)  # the tower is no submodule and does not follow by itself
         chunks = self.tokens.split(self.chunk)
         if not torch.is_grad_enabled():
             return torch.cat([self._encode(self.context, part) for part in chunks])

@@ -1,6 +1,7 @@
 """Which pairs train, which are asked for, and which are searched in."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -62,6 +63,7 @@ def draw_split(
     queries: int | None = None,
     seed: int = 42,
     class_seed: int = 0,
+    trained_on: Collection[str] = (),
 ) -> Split:
     """Draw a division, uniformly without replacement.
 
@@ -73,6 +75,7 @@ def draw_split(
             labels none.
         seed: Seed of queries and training pairs.
         class_seed: Seed of the division into seen and unseen classes.
+        trained_on: Ids that are no queries under the protocol standard, because a model has been trained on them.
 
     Raises:
         InputError: Fewer than four training pairs, more than there are, queries without labels, or a group in which no
@@ -97,7 +100,7 @@ def draw_split(
         return Split(protocol, tuple(features.ids[i] for i in train), {}, (), seed)
     if queries == 0:
         return Split(protocol, tuple(features.ids[i] for i in _draw(everyone, pairs, seed, "--pairs")), {}, (), seed)
-    group = _group(features, features.labels, everyone, queries, seed, keep=FEWEST_PAIRS)
+    group = _group(features, features.labels, everyone, queries, seed, keep=FEWEST_PAIRS, trained_on=trained_on)
     asked = set(group.queries)
     rest = np.array([i for i in everyone if features.ids[i] not in asked], dtype=np.int64)
     train = _draw(rest, pairs, seed, "--pairs")
@@ -155,7 +158,14 @@ def _draw(rows: np.ndarray, count: int | None, seed: int, option: str) -> np.nda
 
 
 def _group(
-    features: PairFeatures, labels: np.ndarray, rows: np.ndarray, queries: int | None, seed: int, *, keep: int | None
+    features: PairFeatures,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    queries: int | None,
+    seed: int,
+    *,
+    keep: int | None,
+    trained_on: Collection[str] = (),
 ) -> Group:
     count = min(MOST_QUERIES, len(rows) // 4) if queries is None else queries
     if not 0 < count < len(rows) - (keep or 0):
@@ -164,7 +174,9 @@ def _group(
             remedy="set fewer queries apart",
         )  # fmt: skip
     order = rows[_permutation(len(rows), seed, 0)]
-    asked, searched = np.sort(order[:count]), np.sort(order[count:])
+    known = set(trained_on)
+    asked = np.sort([row for row in order if features.ids[row] not in known][:count]).astype(np.int64)
+    searched = np.setdiff1d(order, asked)
     relevant = (labels[asked].astype(np.int32) @ labels[searched].T.astype(np.int32) > 0).sum(1)
     if (relevant >= 2).sum() == 0:
         raise InputError(

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import logging
 import os
 import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -266,24 +268,22 @@ class MilvusIndex:
 
 
 def _connect(address: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # milvus-lite imports pkg_resources
-            from pymilvus import MilvusClient
-            from pymilvus.exceptions import MilvusException
-
-            if "://" not in address:
-                import milvus_lite  # noqa: F401
-    except ImportError as error:
+    needed = ["pymilvus"] if "://" in address else ["pymilvus", "milvus_lite"]
+    missing = [each for each in needed if find_spec(each) is None]
+    if missing:
         raise InputError(
             "Milvus cannot be used",
             where=_shown(address),
-            why=f"{error.name} is not installed",
+            why=f"{missing[0]} is not installed",
             remedy="pip install 'cl-retrieval[milvus]'",
-        ) from error
-    token = {} if "://" not in address else {"token": os.environ.get("MILVUS_TOKEN", "")}
+        )
+    token = {"token": os.environ.get("MILVUS_TOKEN", "")} if "://" in address else {}
     try:
-        return MilvusClient(address, timeout=TIMEOUT, **token)
+        with _quiet():
+            from pymilvus import MilvusClient
+            from pymilvus.exceptions import MilvusException
+
+            return MilvusClient(address, timeout=TIMEOUT, **token)
     except (MilvusException, ValueError, OSError) as error:
         raise InputError(
             "Milvus does not answer",
@@ -427,9 +427,24 @@ def _asking(location: str) -> Iterator[None]:
     from pymilvus.exceptions import MilvusException
 
     try:
-        yield
+        with _quiet():
+            yield
     except MilvusException as error:
         raise InputError("Milvus refused", where=location, why=_first_line(error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Errors are raised; pymilvus also logs each with its traceback, and milvus-lite warns of pkg_resources."""
+    logger = logging.getLogger("pymilvus")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _first_line(error: object) -> str:
