@@ -425,7 +425,7 @@ def test_milvus_takes_back_what_a_failed_insertion_left(milvus_file, monkeypatch
         build_index(where, model(16, "other"), random_items(40, 16, seed=8), overwrite=True)
     with open_index(where, model(16)) as index:
         assert index.info().size == 50
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot have that name"):
         build_index(f"{milvus_file}#a b", model(16), items)
 
 

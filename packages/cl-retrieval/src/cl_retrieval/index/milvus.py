@@ -61,9 +61,9 @@ class MilvusIndex:
     """
 
     def __init__(self, address: str, name: str) -> None:
+        self.location = _location(address, name)
         if "://" not in address and not Path(address).exists():
             raise InputError("there is no index", where=address, remedy="build one with index build")
-        self.location = f"{_shown(address)}#{name}"
         self._client = _connect(address)
         try:
             with _asking(self.location):
@@ -84,13 +84,7 @@ class MilvusIndex:
     ) -> "MilvusIndex":
         """Make an index; see :func:`cl_retrieval.index.build_index`."""
         check_new_model(model)
-        location = f"{_shown(address)}#{name}"
-        if not name.isidentifier() or not name.isascii() or len(name) > 200 or name == CATALOGUE:
-            raise InputError(
-                "an index of that name cannot be made",
-                where=location,
-                why="names have letters, digits and underscores, and do not begin with a digit",
-            )
+        location = _location(address, name)
         table = item_table(items, model, None, location)
         features = table.schema.field("features").type.list_size if "features" in table.column_names else 0
         client = _connect(address)
@@ -289,7 +283,9 @@ def _connect(address: str) -> Any:
             "Milvus does not answer",
             where=_shown(address),
             why=_first_line(error),
-            remedy="start the server, or correct the address; a token is read from MILVUS_TOKEN",
+            remedy="start the server, or correct the address; a token is read from MILVUS_TOKEN"
+            if "://" in address
+            else "end the process that has the file open, or restore it from a copy",
         ) from error
 
 
@@ -414,6 +410,17 @@ def _order(hit: Hit) -> tuple[int, str, int]:
 def _half(value: Any) -> np.ndarray:
     """A half-precision vector as pymilvus returns it: bytes, alone or in a list."""
     return np.frombuffer(value[0] if isinstance(value, list) else value, dtype=np.float16)
+
+
+def _location(address: str, name: str) -> str:
+    location = f"{_shown(address)}#{name}"
+    if not name.isidentifier() or not name.isascii() or len(name) > 200 or name == CATALOGUE:
+        raise InputError(
+            "an index cannot have that name",
+            where=location,
+            why="names have letters, digits and underscores, and do not begin with a digit",
+        )
+    return location
 
 
 def _shown(address: str) -> str:
