@@ -295,14 +295,14 @@ def test_nus_wide_keeps_frequent_concepts_and_images_that_are_there(tmp_path):
     lines(tmp_path / "ImageList" / "Imagelist.txt", "actor\\0001_11.jpg", "bird\\0002_22.jpg", "cat\\0003_33.jpg")
     lines(tmp_path / "NUS_WID_Tags" / "All_Tags.txt", "11 a b", "22 c", "33 d")
     folder = tmp_path / "Groundtruth" / "AllLabels"
-    for name, column in (("sky", "110"), ("sea", "010"), ("rare", "001")):
+    for name, column in (("sky", "110"), ("sea", "110"), ("rare", "001")):
         lines(folder / f"Labels_{name}.txt", *column)
     for name in ("actor/0001_11.jpg", "cat/0003_33.jpg"):
         picture(tmp_path / "Flickr" / name)
     found = read_nus_wide(tmp_path, concepts=2)
     assert found.ids == ("actor/0001_11.jpg",)
     assert found.texts == (("a, b",),)
-    assert found.labels == (("sky",),)
+    assert found.labels == (("sea", "sky"),)
     lines(folder / "Labels_sea.txt", "0")
     with pytest.raises(InputError, match="labels do not fit"):
         read_nus_wide(tmp_path, concepts=2)

@@ -351,7 +351,7 @@ def tune(
         split: Training pairs, a fifth of which is held out.
         prompts: Attributes and how they learn.
         model: Kernels and hash head.
-        variances: Widths of the kernels.
+        variances: Widths of the kernels; like the others, given once a value.
         temperatures: Temperatures of the contrast.
         align_weights: Weights of the alignment of the views.
         epochs: Passes over the pairs.

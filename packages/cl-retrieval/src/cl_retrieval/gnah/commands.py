@@ -323,7 +323,7 @@ def tune(
         source: Encoder.
         split: Training pairs, a fifth of which is held out.
         model: Hash functions.
-        betas: First weights of the prototype alignment.
+        betas: First weights of the prototype alignment; like the others, given once a value.
         gammas: Its decays.
         temperatures: Temperatures.
         ks: Numbers of prototypes; the elbow's without.

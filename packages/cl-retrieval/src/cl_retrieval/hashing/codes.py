@@ -54,7 +54,7 @@ def bit_statistics(codes: Float[np.ndarray, "n bits"]) -> dict[str, float]:
         absolute correlation of different bits; ``entropy``: mean entropy of a bit, at most 1; ``distinct``: share of
         different codes.
     """
-    mean = codes.mean(0)
+    mean = codes.mean(0, dtype=np.float64)
     on = np.clip((mean + 1) / 2, 1e-12, 1 - 1e-12)
     correlation = bit_correlation(codes)
     off_diagonal = ~np.eye(codes.shape[1], dtype=bool)

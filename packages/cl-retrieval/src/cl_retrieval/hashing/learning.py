@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from contrastive_core.errors import InputError
 from contrastive_core.training.batches import batches, order_of, seeded_generator
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -65,6 +66,8 @@ def pair_batches(fx: Tensor, fy: Tensor, batch_size: int, seed: int) -> DataLoad
 
     A last batch of one pair is avoided by the next larger batch size that leaves none.
     """
+    if batch_size < 1:
+        raise InputError("a batch holds at least one pair", where="--batch-size", why=f"got {batch_size}")
     size = min(batch_size, len(fx))
     while len(fx) > 1 and len(fx) % size == 1:
         size += 1

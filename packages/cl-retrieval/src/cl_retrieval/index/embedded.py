@@ -4,9 +4,10 @@ import dataclasses
 import json
 import shutil
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ PATIENCE = 60.0
 
 _KEY = b"cl_retrieval"
 _LOCK = ".lock"
+_COLUMNS = ["id", "modality", "code", "check"]
 T = TypeVar("T")
 
 
@@ -58,6 +60,7 @@ class _Snapshot:
     modality: UInt8[np.ndarray, " n"]
     codes: UInt64[np.ndarray, "v n"]
     places: UInt64[np.ndarray, " n"]
+    sums: UInt32[np.ndarray, " n"]
 
 
 class EmbeddedIndex:
@@ -81,7 +84,7 @@ class EmbeddedIndex:
         with _reading(folder):
             self._database = lancedb.connect(folder)
             self._newest = self._database.open_table(TABLE)
-        self._current = self._load()
+        self._current = self._load(None)
         self.model = self._current.model
 
     @classmethod
@@ -247,17 +250,17 @@ class EmbeddedIndex:
             self._newest.checkout_latest()
             newest = self._newest.version
         if newest != self._current.version:
-            loaded = self._load()
+            loaded = self._load(self._current)
             check_model(loaded.model, self.model, self.folder)
             self._current = loaded
         return self._current
 
-    def _load(self) -> _Snapshot:
+    def _load(self, before: _Snapshot | None) -> _Snapshot:
         while True:
             with _reading(self.folder):
                 table = self._database.open_table(TABLE)
             try:
-                return _loaded(table, self.folder)
+                return _loaded(table, self.folder, before)
             except _UnreadableError as error:
                 with _reading(self.folder):
                     self._newest.checkout_latest()
@@ -280,7 +283,8 @@ class EmbeddedIndex:
         with _changing(self.folder):
             table = self._writable()
             pieces = table.stats()["fragment_stats"]["num_fragments"]
-            if always or pieces > PIECES or len(table.list_versions()) > PIECES:
+            past = [each for each in table.list_versions() if each["timestamp"] < datetime.now() - GRACE]
+            if always or pieces > PIECES or len(past) > PIECES:
                 # Writers hold the lock: what no version refers to was left by a writer that is gone.
                 table.optimize(cleanup_older_than=GRACE, delete_unverified=True)
 
@@ -293,31 +297,71 @@ def _stored(table: pa.Table, model: CodeModel) -> pa.Table:
     return table.append_column("check", pa.array(sums)).replace_schema_metadata({_KEY: json.dumps(about).encode()})
 
 
-def _loaded(table: Any, folder: Path) -> _Snapshot:
+def _loaded(table: Any, folder: Path, before: _Snapshot | None) -> _Snapshot:
+    """The version of a table handle; of what an earlier snapshot holds, only the difference is read."""
     about = _about(table, folder)
-    columns = ["id", "modality", "code", "check"]
+    model, features = CodeModel(**about["model"]), about["features"]
+    if before is not None and (before.model, before.features) == (model, features):
+        updated = _updated(table, folder, before)
+        if updated is not None:
+            return updated
     with _disk():
-        rows = table.search().select(columns).with_row_id(True).limit(None).to_arrow().combine_chunks()
+        rows = table.search().select(_COLUMNS).with_row_id(True).limit(None).to_arrow()
+    ids, modality, codes, places, sums = _checked(rows, folder)
+    return _Snapshot(table, table.version, model, features, ids, modality, codes, places, sums)
+
+
+def _updated(table: Any, folder: Path, before: _Snapshot) -> _Snapshot | None:
+    """The next version, from an earlier one and the rows that are new; None where they are many."""
+    with _disk():
+        rows = table.search().select(["check"]).with_row_id(True).limit(None).to_arrow()
+    places, sums = rows["_rowid"].to_numpy(), rows["check"].to_numpy()
+    order = np.argsort(before.places)
+    at = (
+        order[np.minimum(np.searchsorted(before.places, places, sorter=order), len(order) - 1)] if len(order) else order
+    )
+    known = np.zeros(len(places), dtype=bool)
+    if len(order):
+        known = (before.places[at] == places) & (before.sums[at] == sums)
+    if 8 * np.count_nonzero(~known) > len(places):
+        return None
+    kept = np.zeros(len(before.places), dtype=bool)
+    kept[at[known]] = True
+    ids, modality = before.ids.filter(pa.array(kept)), before.modality[kept]
+    old = (before.codes[:, kept], before.places[kept], before.sums[kept])
+    with _disk():
+        fresh = table.take_row_ids(places[~known].tolist()).select(_COLUMNS).with_row_id().to_arrow()
+    if not fresh.num_rows:
+        return dataclasses.replace(
+            before, table=table, version=table.version, ids=ids, modality=modality,
+            codes=old[0], places=old[1], sums=old[2],
+        )  # fmt: skip
+    new_ids, new_modality, *new = _checked(fresh, folder)
+    where = [
+        bisect_left(range(len(ids)), (name, kind), key=lambda row: (ids[row].as_py(), int(modality[row])))
+        for name, kind in zip(new_ids.to_pylist(), new_modality.tolist())
+    ]
+    taken = np.insert(np.arange(len(ids)), where, len(ids) + np.arange(len(new_ids)))
+    codes, places, sums = (np.insert(a, where, b, axis=-1) for a, b in zip(old, new, strict=True))
+    return dataclasses.replace(
+        before, table=table, version=table.version, ids=pa.concat_arrays([ids, new_ids]).take(pa.array(taken)),
+        modality=np.insert(modality, where, new_modality), codes=codes, places=places, sums=sums,
+    )  # fmt: skip
+
+
+def _checked(rows: pa.Table, folder: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, modalities, codes in words, places and check sums, sorted by id and modality."""
     ids, modality, codes = _flat(rows["id"]), rows["modality"].to_numpy(), _matrix(rows["code"])
-    if not np.array_equal(_check_sums(ids, modality, codes), rows["check"].to_numpy()):
+    places, sums = rows["_rowid"].to_numpy(), rows["check"].to_numpy()
+    if not np.array_equal(_check_sums(ids, modality, codes), sums):
         raise _damaged(folder, "check sums do not agree")
-    places = rows["_rowid"].to_numpy()
     if not _sorted(ids):
         order = pc.sort_indices(
             pa.table({"id": ids, "modality": modality}), sort_keys=[("id", "ascending"), ("modality", "ascending")]
         )
         ids, picked = ids.take(order), order.to_numpy()
-        modality, codes, places = modality[picked], codes[picked], places[picked]
-    return _Snapshot(
-        table=table,
-        version=table.version,
-        model=CodeModel(**about["model"]),
-        features=about["features"],
-        ids=ids,
-        modality=modality,
-        codes=words(codes),
-        places=places,
-    )
+        modality, codes, places, sums = modality[picked], codes[picked], places[picked], sums[picked]
+    return ids, modality, words(codes), places, sums
 
 
 def _about(table: Any, folder: Path) -> dict[str, Any]:

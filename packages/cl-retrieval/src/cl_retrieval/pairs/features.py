@@ -109,26 +109,8 @@ def check_features(features: PairFeatures, where: object, *, normalise: bool = F
         Features with unit rows in float32.
 
     Raises:
-        InputError: No pairs, ids twice or unusable, rows that do not pair, widths that differ, values that are not
-            finite, zero rows, or a mixture of unit and other rows.
+        InputError: Ids twice or unusable, values that are not finite, zero rows, or a mixture of unit and other rows.
     """
-    n = len(features.ids)
-    if n == 0 or len(features.image) == 0:
-        raise InputError("there are no pairs", where=where, remedy="give at least one image with a text")
-    if len(features.image) != len(features.text) or len(features.image) != n:
-        raise InputError(
-            "images and texts do not pair", where=where,
-            why=f"{n} ids, {len(features.image)} images, {len(features.text)} texts",
-            remedy="give one row of each a pair",
-        )  # fmt: skip
-    if features.image.shape[1] != features.text.shape[1]:
-        raise InputError(
-            "image and text features have different widths", where=where,
-            why=f"{features.image.shape[1]} and {features.text.shape[1]}",
-            remedy="use features of one encoder with a joint space, such as CLIP",
-        )  # fmt: skip
-    if features.labels is not None and len(features.labels) != n:
-        raise InputError("labels do not fit the pairs", where=where, why=f"{len(features.labels)} rows for {n} pairs")
     check_ids(features.ids, where)
     unit = {name: _unit_rows(features.of(name), name, where) for name in ("image", "text")}
     if (not normalise and len({bool(each.all()) for each in unit.values()}) > 1) or any(
@@ -147,6 +129,33 @@ def check_features(features: PairFeatures, where: object, *, normalise: bool = F
         text=_normalised(features.text),
         fingerprint=features.fingerprint or f"{PRECOMPUTED}-{features.image.shape[1]}",
     )
+
+
+def check_shapes(
+    ids: Sequence[str], image: np.ndarray, text: np.ndarray, labels: np.ndarray | None, where: object
+) -> None:
+    """Refuse rows that do not pair.
+
+    Raises:
+        InputError: No pairs, different numbers of rows, or different widths.
+    """
+    n = len(ids)
+    if n == 0 or len(image) == 0:
+        raise InputError("there are no pairs", where=where, remedy="give at least one image with a text")
+    if len(image) != len(text) or len(image) != n:
+        raise InputError(
+            "images and texts do not pair", where=where,
+            why=f"{n} ids, {len(image)} images, {len(text)} texts",
+            remedy="give one row of each a pair",
+        )  # fmt: skip
+    if image.shape[1] != text.shape[1]:
+        raise InputError(
+            "image and text features have different widths", where=where,
+            why=f"{image.shape[1]} and {text.shape[1]}",
+            remedy="use features of one encoder with a joint space, such as CLIP",
+        )  # fmt: skip
+    if labels is not None and len(labels) != n:
+        raise InputError("labels do not fit the pairs", where=where, why=f"{len(labels)} rows for {n} pairs")
 
 
 def check_ids(ids: Sequence[str], where: object) -> None:
@@ -227,12 +236,14 @@ def read_features(path: Path, *, normalise: bool = False) -> PairFeatures:
     onehot, classes = (None, ()) if labels is None else one_hot(labels)
     if "classes" in arrays and onehot is not None and len(arrays["classes"]) == onehot.shape[1]:
         classes = tuple(str(each) for each in arrays["classes"])
-    ids = _optional(arrays, _IDS, ("", ""))
+    named = _optional(arrays, _IDS, ("", ""))
+    ids = (
+        tuple(f"{i:06d}" for i in range(len(image))) if named is None else tuple(str(each) for each in np.ravel(named))
+    )
+    check_shapes(ids, image, text, onehot, path)
     meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
     found = PairFeatures(
-        ids=tuple(str(each) for each in np.ravel(ids))
-        if ids is not None
-        else tuple(f"{i:06d}" for i in range(len(image))),
+        ids=ids,
         image=image,
         text=text,
         labels=onehot,
