@@ -149,7 +149,7 @@ class GNAHLearner(Learner):
         was_training = self.model.training
         self.model.eval()
         if self.settings.variant == "projected_anchor":
-            self.state.copy_(sum(self.model.hash(self.prototypes, m) for m in ("image", "text")))
+            self.state.copy_(self.model.hash(self.prototypes, "image") + self.model.hash(self.prototypes, "text"))
         else:
             h = torch.cat([self.model.hash(self.fx, "image"), self.model.hash(self.fy, "text")])
             labels = self.labels
@@ -175,17 +175,10 @@ class GNAHLearner(Learner):
             hx, positive_of_y = model.hash(torch.cat([fx, sampled]), "image").split(batch)
             hy, positive_of_x = model.hash(torch.cat([fy, sampled]), "text").split(batch)
         weight = global_weight(epoch, settings.beta, settings.gamma) if settings.uses_prototypes else 0.0
-        terms = {}
+        terms: dict[str, Tensor] = {}
         loss = fx.new_zeros(())
         if settings.uses_prototypes:
-            teacher = settings.teacher_temperature or settings.temperature
-            anchors = self.anchors
-            terms["alignment"] = sum(
-                prototype_alignment(
-                    f, h, self.prototypes, anchors, temperature=settings.temperature, teacher_temperature=teacher
-                )
-                for f, h in ((fx, hx), (fy, hy))
-            )
+            terms["alignment"] = self._alignment(fx, hx) + self._alignment(fy, hy)
             loss = loss + weight * terms["alignment"]
         if settings.variant != "no_c":
             terms["contrast"] = symmetric_contrast(
@@ -193,9 +186,20 @@ class GNAHLearner(Learner):
             )
             loss = loss + (1 - weight) * terms["contrast"]
         if settings.variant != "no_b" and settings.binarisation_weight > 0:
-            terms["binarisation"] = sum(binarisation(h, reference=settings.reference) for h in (hx, hy))
+            reference = settings.reference
+            terms["binarisation"] = binarisation(hx, reference=reference) + binarisation(hy, reference=reference)
             loss = loss + settings.binarisation_weight * terms["binarisation"]
         return StepTerms(loss, {**terms, "alignment_weight": torch.tensor(weight)})
+
+    def _alignment(self, features: Float[Tensor, "b d"], h: Float[Tensor, "b l"]) -> Float[Tensor, ""]:
+        return prototype_alignment(
+            features,
+            h,
+            self.prototypes,
+            self.anchors,
+            temperature=self.settings.temperature,
+            teacher_temperature=self.settings.teacher_temperature or self.settings.temperature,
+        )
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam over both hash functions."""
