@@ -545,3 +545,20 @@ def test_writers_wait_for_each_other(folder, monkeypatch):
         with pytest.raises(InputError, match="another process is changing"):
             index.delete(["x"])
         assert len(index.search(np.zeros((1, 4), np.uint8))[0]) == 10  # readers do not wait
+
+
+def test_memory_follows_changes_as_if_reopened(tmp_path, monkeypatch):
+    """Of a small change only the difference is read; additions land between, before and after what is there."""
+    monkeypatch.setattr(embedded, "PIECES", 3)
+    updates, updated = [], embedded._updated
+    monkeypatch.setattr(embedded, "_updated", lambda *args: updates.append(updated(*args)) or updates[-1])
+    index = build_index(tmp_path / "index", model(200), random_items(400, 200))
+    for seed in range(1, 9):
+        new = random_items(10, 200, seed=seed)
+        index.add(dataclasses.replace(new, ids=[f"{'amz'[seed % 3]}/{name}" for name in new.ids]))
+        index.delete([index._current.ids[seed * 7].as_py(), index._current.ids[0].as_py()])
+        now, fresh = index._snapshot(), open_index(tmp_path / "index")._current
+        assert now.ids.equals(fresh.ids)
+        for name in ("version", "modality", "codes", "places", "sums"):
+            np.testing.assert_array_equal(getattr(now, name), getattr(fresh, name))
+    assert sum(each is not None for each in updates) >= 8

@@ -313,16 +313,14 @@ def _loaded(table: Any, folder: Path, before: _Snapshot | None) -> _Snapshot:
 
 def _updated(table: Any, folder: Path, before: _Snapshot) -> _Snapshot | None:
     """The next version, from an earlier one and the rows that are new; None where they are many."""
+    if not len(before.places):
+        return None
     with _disk():
         rows = table.search().select(["check"]).with_row_id(True).limit(None).to_arrow()
     places, sums = rows["_rowid"].to_numpy(), rows["check"].to_numpy()
     order = np.argsort(before.places)
-    at = (
-        order[np.minimum(np.searchsorted(before.places, places, sorter=order), len(order) - 1)] if len(order) else order
-    )
-    known = np.zeros(len(places), dtype=bool)
-    if len(order):
-        known = (before.places[at] == places) & (before.sums[at] == sums)
+    at = order[np.minimum(np.searchsorted(before.places, places, sorter=order), len(order) - 1)]
+    known = (before.places[at] == places) & (before.sums[at] == sums)
     if 8 * np.count_nonzero(~known) > len(places):
         return None
     kept = np.zeros(len(before.places), dtype=bool)
