@@ -16,8 +16,8 @@ import lancedb
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cl_retrieval.index import CodeModel, Items, build_index, open_index
-from cl_retrieval.index.embedded import TABLE, EmbeddedIndex
+from cl_retrieval.index import CodeIndex, CodeModel, Items, build_index, open_index
+from cl_retrieval.index.embedded import TABLE
 from contrastive_core.evaluation import pack_codes
 from contrastive_core.nn import HashHead
 from lancedb.index import IvfFlat
@@ -170,7 +170,7 @@ def _searching(folder: Path, codes: np.ndarray, queries: np.ndarray, rounds: int
     return [*results, *_floats(index, queries, rounds)]
 
 
-def _floats(index: EmbeddedIndex, queries: np.ndarray, rounds: int) -> list[Speed]:
+def _floats(index: CodeIndex, queries: np.ndarray, rounds: int) -> list[Speed]:
     """From the encoder's features to the hits, by codes and by the features themselves."""
     generator = torch.Generator().manual_seed(0)
     gallery = torch.empty(SIZE, DIM)
