@@ -14,9 +14,9 @@ from jaxtyping import Float, UInt8
 
 from cl_retrieval.encoders import DEFAULT_ENCODER, Encoder, load_encoder
 from cl_retrieval.hashing.codes import binary_codes
-from cl_retrieval.hashing.learning import HashModel, Modality
+from cl_retrieval.hashing.learning import HashModel
 from cl_retrieval.hashing.split import Split
-from cl_retrieval.index.interface import CodeModel
+from cl_retrieval.index.interface import CodeModel, Modality
 from cl_retrieval.pairs.embedding import cached_features, encode_image_files, encode_sentences
 from cl_retrieval.pairs.features import PRECOMPUTED, PairFeatures, check_width, is_features, read_features
 from cl_retrieval.pairs.raw import read_pairs

@@ -19,9 +19,10 @@ from cl_retrieval.encoders import load_encoder
 from cl_retrieval.hasher import Hasher, default_encoder, query_features
 from cl_retrieval.hashing.evaluation import COLUMNS, Conventions, evaluate_split, pair_recall, table_rows
 from cl_retrieval.hashing.figures import add_evaluation
-from cl_retrieval.hashing.learning import HashModel, Modality
+from cl_retrieval.hashing.learning import HashModel
 from cl_retrieval.hashing.split import Protocol, Split, draw_split, places
 from cl_retrieval.index import Hit, Items, build_index, open_index
+from cl_retrieval.index.interface import Modality
 from cl_retrieval.pairs.embedding import embed_to_file
 from cl_retrieval.pairs.features import PairFeatures, check_ids, read_arrays, read_features
 from cl_retrieval.pairs.raw import read_pairs

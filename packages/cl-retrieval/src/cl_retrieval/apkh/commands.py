@@ -21,10 +21,11 @@ from cl_retrieval.apkh.objective import variance_for_effective_number
 from cl_retrieval.apkh.prompts import PromptOptions, mean_cosine
 from cl_retrieval.hasher import Hasher, training_features
 from cl_retrieval.hashing.evaluation import Conventions
-from cl_retrieval.hashing.learning import Modality, optimise
+from cl_retrieval.hashing.learning import optimise
 from cl_retrieval.hashing.settings import PairTraining
 from cl_retrieval.hashing.split import Protocol, places
 from cl_retrieval.hashing.system import train_learner
+from cl_retrieval.index.interface import Modality
 from cl_retrieval.tasks import DataOptions, Find, Sides, SplitOptions
 
 Flat = Parameter(name="*")

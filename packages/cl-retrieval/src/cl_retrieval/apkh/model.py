@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cl_retrieval.apkh.objective import attribute_kernel
 from cl_retrieval.hashing.heads import HashFunction
-from cl_retrieval.hashing.learning import Modality
+from cl_retrieval.index.interface import Modality
 
 KIND = "apkh"
 

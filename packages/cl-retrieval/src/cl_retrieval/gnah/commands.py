@@ -15,10 +15,11 @@ from cl_retrieval.gnah.learner import GNAHLearner, GNAHSettings
 from cl_retrieval.gnah.model import GNAH, GNAHConfig, load_model, save_model
 from cl_retrieval.hasher import Hasher, training_features
 from cl_retrieval.hashing.evaluation import Conventions
-from cl_retrieval.hashing.learning import Modality, optimise
+from cl_retrieval.hashing.learning import optimise
 from cl_retrieval.hashing.settings import PairTraining
 from cl_retrieval.hashing.split import Protocol, places
 from cl_retrieval.hashing.system import train_learner
+from cl_retrieval.index.interface import Modality
 from cl_retrieval.tasks import DataOptions, Find, Sides, SplitOptions
 
 Flat = Parameter(name="*")

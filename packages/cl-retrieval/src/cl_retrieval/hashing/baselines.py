@@ -1,7 +1,7 @@
 """Baselines on the same features: random projections, ITQ, CCA with ITQ, and joint-semantics reconstruction (DJSRH)."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cl_retrieval.hashing.heads import HashFunction
-from cl_retrieval.hashing.learning import Learner, Modality, StepTerms
+from cl_retrieval.hashing.learning import Learner, StepTerms
+from cl_retrieval.index.interface import Modality
 
 BaselineName = Literal["cca-itq", "itq", "random-projection", "random-projection-centred", "djsrh"]
 
@@ -165,7 +166,8 @@ class DJSRH(nn.Module):
 
     def activations(self, features: Float[Tensor, "n d"], modality: Modality) -> Float[Tensor, "n bits"]:
         """``tanh(sharpness x)``."""
-        return torch.tanh(self.sharpness * self.functions[modality].layers(features))
+        function: Any = self.functions[modality]
+        return torch.tanh(self.sharpness * function.layers(features))
 
     def relaxed(self, features: Float[Tensor, "n d"], modality: Modality) -> Float[Tensor, "n bits"]:
         """Relaxed codes of unit length."""
@@ -196,7 +198,7 @@ class DJSRHLearner(Learner):
         joint = s.image_share * fx @ fx.T + (1 - s.image_share) * fy @ fy.T
         target = s.scale * ((1 - s.high_order) * joint + s.high_order * joint @ joint.T / len(joint))
         target = target.clamp(-1, 1).detach()
-        bx, by = (self.model.relaxed(f, m) for f, m in ((fx, "image"), (fy, "text")))
+        bx, by = self.model.relaxed(fx, "image"), self.model.relaxed(fy, "text")
         across = (target - bx @ by.T).square().mean()
         within = (target - bx @ bx.T).square().mean() + (target - by @ by.T).square().mean()
         paired = (1.5 - (bx * by).sum(1)).square().mean()

@@ -7,7 +7,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cl_retrieval.hashing.heads import sign_codes
-from cl_retrieval.hashing.learning import HashModel, Modality
+from cl_retrieval.hashing.learning import HashModel
+from cl_retrieval.index.interface import Modality
 
 BLOCK = 65536
 

@@ -126,8 +126,8 @@ def divide_classes(
     order = np.random.default_rng(seed).permutation(count)
     classes = np.zeros(count, bool)
     classes[order[: count // 2]] = True
-    some = labels.any(1)
-    return classes, some & ~labels[:, ~classes].any(1), some & ~labels[:, classes].any(1)
+    some, known, unknown = (np.asarray(part.any(1)) for part in (labels, labels[:, classes], labels[:, ~classes]))
+    return classes, some & ~unknown, some & ~known
 
 
 def places(features: PairFeatures, ids: tuple[str, ...], where: object) -> np.ndarray:
