@@ -99,7 +99,7 @@ def _writing(folder: Path, items: Items, rounds: int) -> list[Speed]:
             change_faiss,
             peer="faiss flat and its file written anew",
             rounds=rounds,
-            notes="ours reads the new version into memory each time",
+            notes="ours compares the new version with the one in memory each time",
         )
     return [building, reopening, changing]
 
