@@ -205,6 +205,10 @@ class GNAHLearner(Learner):
         """Adam over both hash functions."""
         return torch.optim.Adam(self.model.parameters(), lr=self.settings.lr, fused=True)
 
+    def diagnostics(self) -> dict[str, float]:
+        """Number of different anchors."""
+        return {"distinct_anchors": float(self.distinct_anchors())}
+
     def distinct_anchors(self) -> int:
         """Number of different sign patterns among the anchors."""
         return len(torch.unique(self.state >= 0, dim=0))

@@ -57,6 +57,10 @@ class Learner(nn.Module):
         """A fresh optimiser of the parameters that learn."""
         raise NotImplementedError
 
+    def diagnostics(self) -> dict[str, float]:
+        """What tells a collapse early, beside the bits; nothing by default."""
+        return {}
+
     def finish(self) -> None:
         """What happens after the last step."""
 

@@ -40,7 +40,7 @@ class HashSystem(L.LightningModule):
         step = self.learner.step(fx, fy, epoch=epoch, generator=step_generator(self.seed, self.global_step))
         self.log("loss", step.loss, prog_bar=True)
         self.log_dict({name: value.detach() for name, value in step.terms.items()})
-        if self.global_step % 10 == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self.log_dict(self._monitor())
         return step.loss
 
@@ -52,10 +52,8 @@ class HashSystem(L.LightningModule):
     def _monitor(self) -> dict[str, float]:
         model: Any = self.learner.model
         codes = torch.cat([sign_codes(model.relaxed(f, m)) for f, m in ((self._fx, "image"), (self._fy, "text"))])
-        found = {f"bit_{name}": value for name, value in bit_statistics(codes.cpu().numpy()).items()}
-        if hasattr(self.learner, "distinct_anchors"):
-            found["distinct_anchors"] = float(self.learner.distinct_anchors())
-        return found
+        bits = {f"bit_{name}": value for name, value in bit_statistics(codes.cpu().numpy()).items()}
+        return bits | self.learner.diagnostics()
 
 
 def train_learner(
