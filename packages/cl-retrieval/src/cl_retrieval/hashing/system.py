@@ -23,11 +23,12 @@ class HashSystem(L.LightningModule):
         fx: Image features of all training pairs, for the statistics of the bits.
         fy: Text features.
         seed: Seed of the draws, which depend on it and the step alone.
+        log_every: Steps between rows of the log, on which the bits are looked at.
     """
 
-    def __init__(self, learner: Learner, *, per_epoch: int, fx: Tensor, fy: Tensor, seed: int) -> None:
+    def __init__(self, learner: Learner, *, per_epoch: int, fx: Tensor, fy: Tensor, seed: int, log_every: int) -> None:
         super().__init__()
-        self.learner, self.per_epoch, self.seed = learner, per_epoch, seed
+        self.learner, self.per_epoch, self.seed, self.log_every = learner, per_epoch, seed, log_every
         self.register_buffer("_fx", fx, persistent=False)
         self.register_buffer("_fy", fy, persistent=False)
 
@@ -40,7 +41,7 @@ class HashSystem(L.LightningModule):
         step = self.learner.step(fx, fy, epoch=epoch, generator=step_generator(self.seed, self.global_step))
         self.log("loss", step.loss, prog_bar=True)
         self.log_dict({name: value.detach() for name, value in step.terms.items()})
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.log_every == 0:
             self.log_dict(self._monitor())
         return step.loss
 
@@ -76,7 +77,9 @@ def train_learner(
         settings: Length, seed, hardware.
     """
     loader = pair_batches(fx, fy, batch_size, settings.seed)
-    system = HashSystem(learner, per_epoch=order_of(loader).per_epoch, fx=fx, fy=fy, seed=settings.seed)
+    system = HashSystem(
+        learner, per_epoch=order_of(loader).per_epoch, fx=fx, fy=fy, seed=settings.seed, log_every=settings.log_every
+    )
     fit(system, loader, run=run, settings=settings)
     learner.cpu()
     learner.finish()
