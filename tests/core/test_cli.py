@@ -14,7 +14,44 @@ def app(tmp_path, monkeypatch):
     (tmp_path / "verbs_of_test.py").write_text(
         textwrap.dedent(
             '''
+            import dataclasses
+            from typing import Annotated, Literal
+
             from contrastive_core.errors import InputError
+            from cyclopts import Parameter
+
+            @dataclasses.dataclass(frozen=True)
+            class Settings:
+                """Settings.
+
+                Attributes:
+                    epochs: Passes.
+                    seed: Seed.
+                    steps: Steps.
+                    rates: Rates.
+                    device: Where.
+                    quick: In a hurry.
+                """
+
+                epochs: int = 100
+                seed: int = 0
+                steps: int | None = None
+                rates: tuple[float, ...] = (1.0,)
+                device: Literal["cpu", "auto"] = "auto"
+                quick: bool = False
+
+            OWN = Settings(epochs=400, steps=None, rates=(0.5, 0.25), device="cpu", quick=True)
+
+            def settle(
+                *, flat: Annotated[Settings, Parameter(name="*")] = OWN, named: Settings = Settings(seed=7)
+            ) -> None:
+                """Settle.
+
+                Args:
+                    flat: Options of their own.
+                    named: Options below a name.
+                """
+                print(dataclasses.astuple(flat), dataclasses.astuple(named))
 
             def greet(name: str, *, times: int = 1, loud: bool = False) -> None:
                 """Greet somebody.
@@ -47,14 +84,42 @@ def app(tmp_path, monkeypatch):
             Command("greet", "verbs_of_test:greet", "Say hello."),
             Command("refuse", "verbs_of_test:refuse", "Say no."),
             Command("crash", "verbs_of_test:crash", "Break."),
+            Command("settle", "verbs_of_test:settle", "Settle."),
+            Command("group greet", "verbs_of_test:greet", "Say hello, too."),
+            Command("group refuse", "verbs_of_test:refuse", "Say no, too."),
         ],
     )
     return app
 
 
+def test_one_field_given_leaves_the_others_at_the_default_of_the_function(app, capsys, tmp_path):
+    own, named = (400, 0, None, (0.5, 0.25), "cpu", True), (100, 7, None, (1.0,), "auto", False)
+    assert app.run(["m", "settle"]) == 0
+    assert capsys.readouterr().out == f"{own} {named}\n"
+    assert app.run(["m", "settle", "--seed", "3", "--named.epochs", "2"]) == 0
+    assert capsys.readouterr().out == f"{(400, 3, *own[2:])} {(2, *named[1:])}\n"
+    assert app.run(["m", "settle", "--rates", "0.1", "--no-quick", "--steps", "9"]) == 0
+    assert capsys.readouterr().out == f"{(400, 0, 9, (0.1,), 'cpu', False)} {named}\n"
+    file = tmp_path / "settings.yaml"
+    file.write_text("epochs: 5\nnamed:\n  device: cpu\n")
+    assert app.run(["m", "settle", "--seed", "1", "--config", str(file)]) == 0
+    assert capsys.readouterr().out == f"{(5, 1, *own[2:])} {(*named[:4], 'cpu', False)}\n"
+
+
 def test_runs_a_function_with_its_options(app, capsys):
     assert app.run(["m", "greet", "Ada", "--times", "2", "--loud"]) == 0
     assert capsys.readouterr().out == "ADA\nADA\n"
+
+
+def test_verbs_of_two_words_stand_in_one_group(app, capsys):
+    assert app.run(["m", "group", "greet", "Ada"]) == 0
+    assert capsys.readouterr().out == "Ada\n"
+    assert app.run(["m", "group", "refuse"]) == 2
+    capsys.readouterr()
+    assert app.run(["m", "--help"]) == 0
+    assert "greet, refuse" in capsys.readouterr().out
+    assert app.run(["m", "group", "--help"]) == 0
+    assert "Say no, too." in capsys.readouterr().out
 
 
 def test_bad_input_is_one_block_and_status_two(app, capsys):

@@ -17,15 +17,20 @@ _CLAIMS = {
     "promptgnn-sim": "text-attributed graphs with rewired edges against text alone, graphs alone and its own parts",
     "mpcl": "prototypes from intensities against supervised-only, Mean Teacher and one prototype a class",
     "cecl": "embeddings from the compression echo against SimCLR, SI/TI and an image network",
+    "gnah": "prototypes and neighbourhoods against pairwise contrast, DJSRH, CCA-ITQ and random projections, few pairs",
+    "apkh": "attribute kernels against hashing of raw features, on classes that never occurred in training",
 }
 _SPEED = {
     "core": "softmax losses against the dense formula, lightly, open_clip and pytorch-metric-learning",
     "retrieval": "mean average precision over packed codes against torchmetrics",
+    "code-index": "a million binary codes, written and searched, against float search, faiss and LanceDB's own search",
     "mantis": "embedding against mantis-tsfm, Gaussian processes against scikit-learn",
     "cfa": "a training step against plain SimCLR, the spectral loss against its dense form",
     "promptgnn-sim": "a training step and inference against torch-geometric's GAT, and a graph of 200,000 nodes",
     "mpcl": "a training step against the published dense algorithm",
     "cecl": "echo extraction by core and worker, memory of a two-hour input, a training step against SimCLR",
+    "gnah": "a training step against the equations taken pair by pair",
+    "apkh": "a training step against the equations taken pair by pair",
 }
 
 
@@ -164,6 +169,8 @@ def _claims_report(results: list[dict[str, Any]]) -> Report:
         for title, rows in each["details"].items():
             columns = list(dict.fromkeys(name for row in rows for name in row))
             report.table(title, columns, [[row.get(name) for name in columns] for row in rows])
+        for title, lines in each["curves"].items():
+            report.curve(title, lines, "training size", "score")
     for note in dict.fromkeys(note for each in results for note in each["notes"]):
         report.text(note)
     return report

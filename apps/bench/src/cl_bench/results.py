@@ -23,6 +23,7 @@ class Claim:
         details: Further tables, ``title -> rows``.
         notes: What a reader has to know.
         seconds: Wall time.
+        curves: Line plots, ``title -> name -> (x, y)``, drawn in the report.
     """
 
     name: str
@@ -34,6 +35,9 @@ class Claim:
     details: Mapping[str, list[dict[str, Any]]]
     notes: Sequence[str]
     seconds: float
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def difference(self) -> list[float]:
@@ -64,6 +68,7 @@ class Claim:
             },
             "details": dict(self.details),
             "notes": list(self.notes),
+            "curves": {title: dict(lines) for title, lines in self.curves.items()},
             "seconds": round(self.seconds, 1),
         }
 

@@ -28,7 +28,7 @@ class Command:
     """One command of a method.
 
     Attributes:
-        name: The verb, as typed.
+        name: The verb, as typed; two words (``index build``) for verbs that belong together.
         path: Import path of the function behind it, ``"package.module:function"``.
         help: One line shown in the list of commands, before anything heavy is imported.
     """
@@ -64,8 +64,17 @@ class App:
             commands: Its verbs, in the order of the help page.
         """
         method = CycloptsApp(name=name, help=help)
+        groups: dict[str, CycloptsApp] = {}
         for index, command in enumerate(commands):
-            method.command(command.path, name=command.name, help=command.help, sort_key=index)
+            group, _, verb = command.name.rpartition(" ")
+            if group and group not in groups:
+                verbs = [each.name.rpartition(" ")[2] for each in commands if each.name.startswith(f"{group} ")]
+                groups[group] = CycloptsApp(
+                    name=group, help=f"{', '.join(verbs)}: see `{group} --help`.", sort_key=index
+                )
+                method.command(groups[group])
+            parent = groups[group] if group else method
+            parent.command(command.path, name=verb, help=command.help, sort_key=index)
         self._app.command(method)
 
     def run(self, arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +92,7 @@ class App:
         words = [word for word in words if word != "--debug"]
         try:
             words, config = _take_config(words)
-            self._app.config = [] if config is None else [_config_source(config)]
+            self._app.config = [*([] if config is None else [_config_source(config)]), _keep_defaults]
             with warnings.catch_warnings():
                 warnings.simplefilter("always", ContrastiveWarning)
                 warnings.showwarning = _show_warning
@@ -160,6 +169,21 @@ def _config_source(path: Path) -> cyclopts.config.Dict:
         )
     # The file holds one command's options, so it applies at whatever depth the command stands.
     return cyclopts.config.Dict(values, use_commands_as_keys=False, source=str(path))
+
+
+def _keep_defaults(_: CycloptsApp, __: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
+    """Fields that are not given keep what the function's own default says, not what their class says.
+
+    Cyclopts makes a settings object anew from its class as soon as one of its fields is given; a function whose default
+    is ``TrainSettings(epochs=400)`` would train for the class's number of epochs when only ``--seed`` is set.
+    """
+    for argument in arguments:
+        default = argument.field_info.default
+        if dataclasses.is_dataclass(default) and argument.has_tokens:
+            for child in argument.children:
+                if not child.has_tokens:
+                    value = getattr(default, child.field_info.name)
+                    child.append(cyclopts.Token(keyword=child.name, source="default", implicit_value=value))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -27,6 +27,7 @@ _OURS = {
     "results.json",
     "report.html",
     "environment.json",
+    "split.json",
 }
 
 

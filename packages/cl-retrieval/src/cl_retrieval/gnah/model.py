@@ -1,0 +1,109 @@
+"""The pair of hash functions, one a modality."""
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from contrastive_core.errors import InputError
+from contrastive_core.training.run_folder import RunFolder
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cl_retrieval.hashing.heads import HashFunction
+from cl_retrieval.index.interface import Modality
+
+KIND = "gnah"
+
+
+@dataclasses.dataclass(frozen=True)
+class GNAHConfig:
+    """Architecture.
+
+    Attributes:
+        bits: Bits of a code.
+        hidden: Width of the hidden layer of each hash function.
+        dropout: Dropout after the hidden layer.
+        centre_modalities: Subtract each modality's training mean from its features, and normalise again. Off in the
+            paper; it removes the gap between modalities, along which k-means splits otherwise.
+    """
+
+    bits: int = 32
+    hidden: int = 4096
+    dropout: float = 0.0
+    centre_modalities: bool = False
+
+
+class GNAH(nn.Module):
+    """Hash functions of images and texts over features of one width.
+
+    Args:
+        dim: Width of the features.
+        config: Architecture.
+    """
+
+    means: Tensor
+
+    def __init__(self, dim: int, config: GNAHConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.functions = nn.ModuleDict(
+            {
+                modality: HashFunction(dim, config.bits, hidden=config.hidden, dropout=config.dropout)
+                for modality in ("image", "text")
+            }
+        )
+        self.register_buffer("means", torch.zeros(2, dim))
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        return self.means.shape[1]
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self.config.bits
+
+    def set_means(self, fx: Float[Tensor, "n d"], fy: Float[Tensor, "n d"]) -> None:
+        """Remember the means of the training features, where the configuration asks for centring."""
+        if self.config.centre_modalities:
+            self.means.copy_(torch.stack([fx.mean(0), fy.mean(0)]))
+
+    def prepare(self, features: Float[Tensor, "n d"], modality: Modality) -> Float[Tensor, "n d"]:
+        """Features as the hash functions take them: centred, where the model is."""
+        if not self.config.centre_modalities:
+            return features
+        return F.normalize(features - self.means[0 if modality == "image" else 1], dim=1, eps=1e-12)
+
+    def hash(self, prepared: Float[Tensor, "n d"], modality: Modality) -> Float[Tensor, "n bits"]:
+        """Relaxed codes of prepared features."""
+        return self.functions[modality](prepared)
+
+    def relaxed(self, features: Float[Tensor, "n d"], modality: Modality) -> Float[Tensor, "n bits"]:
+        """Relaxed codes of unit features."""
+        return self.hash(self.prepare(features, modality), modality)
+
+
+def save_model(model: GNAH, run: RunFolder, extra: dict[str, Any]) -> None:
+    """Write weights and description; ``extra`` tells what the features were made with."""
+    run.save_model(
+        model.state_dict(), {"kind": KIND, "dim": model.dim, "config": dataclasses.asdict(model.config), **extra}
+    )
+
+
+def load_model(run: RunFolder) -> tuple[GNAH, dict[str, Any]]:
+    """Read a trained model and its description.
+
+    Raises:
+        InputError: The folder holds another kind of model, or a corrupt one.
+    """
+    state, description = run.load_model()
+    if description.get("kind") != KIND:
+        raise InputError(
+            "the run is not one of GNAH", where=run.path, why=f"it holds a model of kind {description.get('kind')!r}",
+            remedy="use the commands of the method it was trained with",
+        )  # fmt: skip
+    model = GNAH(int(description["dim"]), GNAHConfig(**description["config"]))
+    model.load_state_dict(state)
+    return model.eval(), description

@@ -1,0 +1,1 @@
+"""Hash functions of features: heads, objectives, training, baselines, evaluation. Shared by the methods."""

@@ -1,0 +1,1 @@
+"""Image-text pairs: raw files, published sets, features and their files, sample data."""
