@@ -246,7 +246,7 @@ def test_what_training_cannot_do_is_refused_and_leaves_nothing(place, tmp_path, 
         assert text in refused(
             capsys, "train", source, tmp_path / "out", *options("--no-progress", **shared, **changes)
         )
-        assert not (tmp_path / "out" / "model.json").exists()
+        assert not (tmp_path / "out").exists()
     assert "already holds a run" in refused(capsys, "train", good, place / "run", *options(**shared))
     noise = ["evaluate", place / "run", place / "data"]
     assert "--perturb" in refused(capsys, *noise, "--perturb", "shake:1")

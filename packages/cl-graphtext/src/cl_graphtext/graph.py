@@ -296,7 +296,7 @@ def random_split(
 
 
 def check_trainable(graph: TextGraph, split: Mapping[str, Int[np.ndarray, " m"]]) -> None:
-    """Refuse to classify with one class; say so when a class has no training label.
+    """Refuse to classify with training labels of one class.
 
     Raises:
         InputError: Fewer than two classes have training labels.
@@ -311,6 +311,11 @@ def check_trainable(graph: TextGraph, split: Mapping[str, Int[np.ndarray, " m"]]
             why=f"found {found}",
             remedy="label nodes of another class, or use --task lp",
         )
+
+
+def note_unlabelled_classes(graph: TextGraph, split: Mapping[str, Int[np.ndarray, " m"]]) -> None:
+    """Say so when a class of the graph has no training label."""
+    present = np.unique(graph.labels[split["train"]])
     missing = [name for i, name in enumerate(graph.classes) if i not in present and (graph.labels == i).any()]
     if missing:
         warnings.warn(

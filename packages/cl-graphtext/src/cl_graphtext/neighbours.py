@@ -78,8 +78,8 @@ def duplicate_groups(unit: Float[Tensor, "n d"], *, threshold: float = 0.99, chu
         rows.append((a + start).numpy())
         columns.append(b.numpy())
     pairs = np.concatenate(rows), np.concatenate(columns)
-    _, group = connected_components(coo_array((np.ones(len(pairs[0])), pairs), shape=(n, n)), directed=False)
-    return torch.from_numpy(group.astype(np.int64))
+    same = coo_array((np.ones(len(pairs[0])), pairs), shape=(n, n))
+    return torch.from_numpy(connected_components(same, directed=False)[1].astype(np.int64))
 
 
 @torch.no_grad()

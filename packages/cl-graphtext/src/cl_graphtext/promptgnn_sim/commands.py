@@ -18,7 +18,7 @@ from contrastive_core.report import Report
 from contrastive_core.training import RunFolder, TrainSettings
 from cyclopts import Parameter
 
-from cl_graphtext.graph import PARTS, TextGraph, describe, random_split
+from cl_graphtext.graph import PARTS, TextGraph, check_trainable, describe, random_split
 from cl_graphtext.importers import import_cstag, import_planetoid, import_promptgfm, import_wikics
 from cl_graphtext.llm import LLMSettings, load_summarizer
 from cl_graphtext.metrics import classification_metrics, link_metrics
@@ -265,6 +265,8 @@ def train(
     x = None if features is None else read_features(features, len(graph))
     # What the data refuse is refused before a folder is made.
     parts = _split(graph, split, split_seed) if task == "nc" else {}
+    if task == "nc":
+        check_trainable(graph, parts)
     links = split_links(graph, seed=split_seed) if task == "lp" else None
     x = pipeline.embed(graph) if x is None else x
     if x.shape[1] != pipeline_width(pipeline, x, recipe):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from cl_graphtext.graph import PARTS, TextGraph, check_trainable, mask
+from cl_graphtext.graph import PARTS, TextGraph, check_trainable, mask, note_unlabelled_classes
 from cl_graphtext.metrics import classification_metrics, link_metrics
 from cl_graphtext.perturb import new_edges
 from cl_graphtext.promptgnn_sim.model import Method, Network, NetworkConfig, network_from
@@ -281,6 +281,7 @@ def train_nodes(
         x: Embeddings of the texts, if known.
     """
     check_trainable(graph, split)
+    note_unlabelled_classes(graph, split)
     given = x is not None
     x = pipeline.embed(graph) if x is None else x
     seen = mask(np.concatenate([split["train"], split["val"]]), len(graph))
