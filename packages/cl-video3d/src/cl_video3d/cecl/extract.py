@@ -271,8 +271,8 @@ def _run(
     """Plan and work through all videos, a few tasks ahead of the workers."""
     if jobs == 1:
         for entry in entries:
-            for task in planned(entry):
-                store(task, work(task))
+            for mine in planned(entry):
+                store(mine, work(mine))
             advance(entry.video_id)
         return
     stream = ((entry, task) for entry in entries for task in [*planned(entry), None])

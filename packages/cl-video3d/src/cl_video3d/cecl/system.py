@@ -146,17 +146,27 @@ class EchoSystem(L.LightningModule):
     def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
         """Loss of one batch of clip numbers ``[b]`` and luma ``[b t h w]``."""
         rows, clips = batch
-        draw = seeded_generator(self.seed, self.global_step, batch_index)
-        if self.objective.method != "cecl":
-            view = simclr_view if self.objective.method == "simclr" else echo_preserving_view
-            first, second = (self.model(view(clips, self.views, draw).to(self.device)) for _ in range(2))
-            loss = simclr_loss(first, second, temperature=self.objective.temperature)
-        else:
-            loss = self._echo_step(rows, clips, draw)
+        loss = self.loss(rows, clips, seeded_generator(self.seed, self.global_step, batch_index))
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def _echo_step(self, rows: Int[Tensor, " b"], clips: UInt8[Tensor, "b t h w"], draw: torch.Generator) -> Tensor:
+    def loss(
+        self, rows: Int[Tensor, " b"], clips: UInt8[Tensor, "b t h w"], draw: torch.Generator
+    ) -> Float[Tensor, ""]:
+        """Loss of some training clips.
+
+        Args:
+            rows: Numbers of the clips.
+            clips: Their luma.
+            draw: Draws of the views.
+        """
+        if self.objective.method == "cecl":
+            return self._echo_loss(rows, clips, draw)
+        view = simclr_view if self.objective.method == "simclr" else echo_preserving_view
+        first, second = (self.model(view(clips, self.views, draw).to(self.device)) for _ in range(2))
+        return simclr_loss(first, second, temperature=self.objective.temperature)
+
+    def _echo_loss(self, rows: Int[Tensor, " b"], clips: UInt8[Tensor, "b t h w"], draw: torch.Generator) -> Tensor:
         settings = self.objective
         echo = (self.values[rows.cpu()].to(self.center) - self.center) / self.spread
         z = self.model(echo_preserving_view(clips, self.views, draw).to(self.device))
@@ -183,9 +193,7 @@ class EchoSystem(L.LightningModule):
             self.echo_queue.push(echo)
         if settings.view_weight:
             assert second is not None
-            between = view_loss(z, second, temperature=settings.temperature)
-            self.log_dict({"echo_loss": loss.detach(), "view_loss": between.detach()})
-            loss = loss + settings.view_weight * between
+            loss = loss + settings.view_weight * view_loss(z, second, temperature=settings.temperature)
         return loss
 
     def _embedded_echo(self, rows: Tensor, echo: Float[Tensor, "b e"]) -> Float[Tensor, "b d"]:

@@ -65,6 +65,7 @@ def echo_preserving_view(
     Returns:
         Luma in [0, 1].
     """
+    clips = clips.cpu()  # cut where the draws are; only views travel
     clips_shape = (clips.shape[1], clips.shape[2], clips.shape[3])
     shape = settings.shape(clips_shape)
     out = torch.empty(len(clips), *shape)
@@ -92,6 +93,7 @@ def simclr_view(
     Returns:
         Luma in [0, 1].
     """
+    clips = clips.cpu()  # cut where the draws are; only views travel
     clips_shape = (clips.shape[1], clips.shape[2], clips.shape[3])
     shape = settings.shape(clips_shape)
     out = torch.empty(len(clips), *shape)

@@ -31,7 +31,9 @@ def ssim(reference: UInt8[np.ndarray, "t h w"], decoded: UInt8[np.ndarray, "t h 
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     a, b = (torch.from_numpy(np.ascontiguousarray(x)).float()[:, None] for x in (reference, decoded))
-    return float(structural_similarity_index_measure(b, a, data_range=255.0))
+    found = structural_similarity_index_measure(b, a, data_range=255.0)
+    assert isinstance(found, torch.Tensor)  # a pair only when the full image is asked for too
+    return float(found)
 
 
 @functools.cache
