@@ -45,7 +45,7 @@ class TextSettings:
     batch: int = 64
     device: str = "auto"
     lora: int = 0
-    lora_alpha: float = 16.0
+    lora_alpha: int = 16
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "prompt_tokens", "batch"):
@@ -186,7 +186,7 @@ class TransformerEncoder(nn.Module):
             out[part] = self([texts[i] for i in part]).cpu().numpy()
         return out
 
-    def add_lora(self, *, rank: int, alpha: float) -> None:
+    def add_lora(self, *, rank: int, alpha: int) -> None:
         """Let low-rank updates of the query and value projections learn, and nothing else (LoRA; Hu et al., 2021).
 
         Raises:

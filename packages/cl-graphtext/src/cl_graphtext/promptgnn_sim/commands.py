@@ -330,7 +330,7 @@ def evaluate(
     config = RunFolder.open(run).config()
     chosen = split or str(config.get("split", "60/20/20"))
     draw = int(config.get("split_seed", 0)) if split_seed is None else split_seed
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind, rate in [("drop", 0.0), *noises]:
         for seed in range(seeds if rate else 1):
             if model.task == "nc":
@@ -409,7 +409,8 @@ def robustness(
     graph = read_graph(data)
     for rate in rates:
         graph_perturb(graph, kind, rate)  # refuses before anything is trained
-    store, curves = TextCache(cache), {method: {rate: list[float]() for rate in rates} for method in methods}
+    store = TextCache(cache)
+    curves: dict[str, dict[float, list[float]]] = {method: {rate: [] for rate in rates} for method in methods}
     fixed = None if features is None else read_features(features, len(graph))
     rows, encoders = [], None
     for seed in range(seeds):
@@ -494,14 +495,14 @@ def transfer(
         found["largest_class"] = largest
     else:
         links = split_links(graph, seed=seed)
-        z = embed_nodes(model.network, model.view(graph.with_edges(links.messages), x)).numpy()
+        rows = embed_nodes(model.network, model.view(graph.with_edges(links.messages), x)).numpy()
         rng = np.random.default_rng(seed)
         none = rng.integers(0, len(graph), (2 * len(links.positives), 2))
         none = none[none[:, 0] != none[:, 1]][: len(links.positives)]
         fitted = np.concatenate([links.positives, none])
         truth = (np.arange(len(fitted)) < len(links.positives)).astype(np.int64)
-        probe = fit_probe(_pair_features(z, fitted), truth, strength=1.0)
-        probability = probe.predict_proba(_pair_features(z, links.test))[:, 1]
+        probe = fit_probe(_pair_features(rows, fitted), truth, strength=1.0)
+        probability = probe.predict_proba(_pair_features(rows, links.test))[:, 1]
         found = link_metrics(LinkSplit.truth(links.test).numpy(), probability.astype(np.float32))
     if json:
         print(json_format.dumps({"task": task, **found}, indent=2))
@@ -717,10 +718,10 @@ def _training_report(
     columns, rows = score_rows(results["scores"])
     report.table("Scores", columns, rows)
     logged = run.metrics()
-    for title, names in (("Loss", ("loss", "task", "prompt_text", "graph_text")), ("Validation loss", ("val_loss",))):
+    for title, shown in (("Loss", ("loss", "task", "prompt_text", "graph_text")), ("Validation loss", ("val_loss",))):
         lines = {
             name: ([row["step"] for row in logged if name in row], [row[name] for row in logged if name in row])
-            for name in names
+            for name in shown
         }
         lines = {name: line for name, line in lines.items() if line[0]}
         if lines:
