@@ -65,6 +65,8 @@ def fixed_threshold(height: float) -> float:
         >>> fixed_threshold(1080), 600 < fixed_threshold(640) < 2400
         (4500.0, True)
     """
+    if height in FIXED_CROSSOVERS:  # exactly, so that a rate on the threshold reaches it
+        return float(FIXED_CROSSOVERS[int(height)])
     heights = np.array(sorted(FIXED_CROSSOVERS), dtype=np.float64)
     rates = np.log([float(FIXED_CROSSOVERS[int(h)]) for h in heights])
     x, knots = np.log(height), np.log(heights)
@@ -79,8 +81,8 @@ def fixed_ladder(kbps: float, heights: Sequence[int]) -> int:
     """Height the fixed ladder encodes at: the largest whose threshold the rate reaches, else the smallest.
 
     Example:
-        >>> [fixed_ladder(rate, (2160, 1080, 540)) for rate in (100, 5000, 20000)]
-        [540, 1080, 2160]
+        >>> [fixed_ladder(rate, (2160, 1080, 540)) for rate in (100, 4499, 4500, 20000)]
+        [540, 540, 1080, 2160]
     """
     if not heights:
         raise InputError("a ladder has one height at least", where="heights")
