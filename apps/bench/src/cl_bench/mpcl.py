@@ -149,11 +149,11 @@ def speed(rounds: int) -> list[Speed]:
 
 
 def _side() -> int:
-    """96 as published, or 64 where the dense algorithm's 24 GiB are not free."""
+    """96 as published, or 64 where the dense algorithm's more than 24 GB are not free."""
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.exists() else []
     free = [int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable")]
-    return 96 if free and free[0] >= 28 else 64
+    return 96 if free and free[0] >= 32 else 64
 
 
 def _task(data: Path | None, folder: Path, test: int) -> _Task:
