@@ -106,6 +106,29 @@ def test_one_field_given_leaves_the_others_at_the_default_of_the_function(app, c
     assert capsys.readouterr().out == f"{(5, 1, *own[2:])} {(*named[:4], 'cpu', False)}\n"
 
 
+def test_a_length_that_is_given_ends_the_default_of_the_other_length(capsys, tmp_path, monkeypatch):
+    (tmp_path / "verbs_of_length.py").write_text(
+        textwrap.dedent(
+            '''
+            from typing import Annotated
+
+            from contrastive_core.training.settings import TrainSettings
+            from cyclopts import Parameter
+
+            def train(*, train: Annotated[TrainSettings, Parameter(name="*")] = TrainSettings(steps=300)) -> None:
+                """Train."""
+                print(train.total_steps(10))
+            '''
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    app = App("kit", help="A kit.", version="1.2.3")
+    app.method("m", help="A method.", commands=[Command("train", "verbs_of_length:train", "Train.")])
+    for words, steps in (("", 300), ("--epochs 2", 20), ("--epochs 2 --steps 7", 7), ("--seed 1", 300)):
+        assert app.run(["m", "train", *words.split()]) == 0
+        assert capsys.readouterr().out == f"{steps}\n"
+
+
 def test_runs_a_function_with_its_options(app, capsys):
     assert app.run(["m", "greet", "Ada", "--times", "2", "--loud"]) == 0
     assert capsys.readouterr().out == "ADA\nADA\n"

@@ -177,6 +177,19 @@ class TestSoftKMeans:
         mine, theirs = (torch.autograd.grad((c * probe).sum(), x)[0] for c, _ in (got, want))
         torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=0)
 
+    @pytest.mark.parametrize("chunk", [7, 65_536])
+    def test_gradient_of_the_means_leaves_the_assignment_alone(self, chunk):
+        x, start = rand(30, 5).requires_grad_(), rand(4, 5, seed=1).requires_grad_()
+        options = {"iters": 4, "extra": rand(30, 3, seed=2), "init_extra": rand(4, 3, seed=3), "extra_weight": 0.5}
+        whole, _ = soft_kmeans(x, start, chunk=chunk, **options)
+        centers, assigned = soft_kmeans(x, start, chunk=chunk, gradient="means", **options)
+        torch.testing.assert_close(centers, whole)
+        assert not assigned.requires_grad
+        probe = rand(4, 5, seed=4)
+        mine, beginning = torch.autograd.grad((centers * probe).sum(), (x, start), allow_unused=True)
+        torch.testing.assert_close(mine, (assigned / assigned.sum(0)) @ probe)
+        assert beginning is None
+
     def test_gradcheck(self):
         x, c = rand(9, 2).requires_grad_(), rand(3, 2, seed=3).requires_grad_()
         assert torch.autograd.gradcheck(lambda x, c: soft_kmeans(x, c, iters=3, assignment="l2"), (x, c))

@@ -133,15 +133,16 @@ def modes():
     return x6, image
 
 
+@pytest.mark.parametrize("gradient", ["iterations", "means"])
 @pytest.mark.parametrize("assignment", ["official", "sharp"])
-def test_prototypes_follow_the_published_iteration(assignment, monkeypatch):
+def test_prototypes_follow_the_published_iteration(assignment, gradient, monkeypatch):
     """Ten iterations written out on the upsampled map, with all differences made, give the same result and gradient."""
     torch.manual_seed(0)
     size, seeds = (8, 6, 7), torch.tensor([3, 40, 100])
     x6 = torch.rand(5, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     mask = torch.rand(size) > 0.4
     monkeypatch.setattr(sys.modules[class_prototypes.__module__], "_seed_voxels", lambda *_: seeds)
-    settings = PrototypeSettings(assignment=assignment, max_voxels=0)
+    settings = PrototypeSettings(assignment=assignment, gradient=gradient, max_voxels=0)
     found, *_ = class_prototypes(x6, torch.rand(size, dtype=torch.float64), mask, settings, draws())
     features = upsampled(x6[None], size)[0].permute(1, 2, 3, 0)[mask]
     axes = torch.meshgrid(*(torch.linspace(-1, 1, side, dtype=torch.float64) for side in size), indexing="ij")
@@ -154,6 +155,7 @@ def test_prototypes_follow_the_published_iteration(assignment, monkeypatch):
         else:
             weight = (-10 * distance / distance.detach().mean()).exp()
         weight = weight / weight.sum(1, keepdim=True)
+        weight = weight.detach() if gradient == "means" else weight
         mass = weight.sum(0)[:, None]
         c, q = (weight[:, :, None] * features[:, None]).sum(0) / mass, weight.T @ places / mass
     torch.testing.assert_close(found, c, rtol=1e-5, atol=1e-6)
@@ -474,6 +476,7 @@ def test_constant_images_are_scaled_without_division_by_zero():
 def test_presets_differ_where_the_published_code_does():
     ours, published = resolve_method("mpcl", "corrected"), resolve_method("mpcl", "paper-code")
     assert (ours.prototypes.assignment, published.prototypes.assignment) == ("sharp", "official")
+    assert (ours.prototypes.gradient, published.prototypes.gradient) == ("means", "iterations")
     assert (published.prototypes.max_voxels, published.reliability, published.match) == (0, "sum", "index")
     assert published.self_negative
     assert not published.masked

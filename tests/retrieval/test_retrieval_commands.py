@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_runs_under_lightning_and_bare_give_the_same_weights(home):
     import torch
     from cl_retrieval.gnah.commands import new_learner
     from cl_retrieval.gnah.learner import GNAHSettings
-    from cl_retrieval.gnah.model import GNAHConfig, load_model
+    from cl_retrieval.gnah.model import GNAHConfig
+    from cl_retrieval.hasher import load_model
     from cl_retrieval.hashing.learning import optimise
     from contrastive_core.training import RunFolder
 
@@ -117,7 +119,7 @@ def test_codes_of_files_and_of_features_are_one(cache, tmp_path, capsys):
 
 
 def test_apkh_encodes_images_without_a_text_tower(cache):
-    from cl_retrieval.apkh.model import load_model
+    from cl_retrieval.hasher import load_model
     from cl_retrieval.hashing.codes import binary_codes
     from contrastive_core.training import RunFolder
 
@@ -278,7 +280,11 @@ def test_models_encoders_and_indexes_do_not_mix(cache, capsys, tmp_path, tiny_cl
     error = refused(capsys, "apkh", "search", cache / "apkh", cache / "index", "--text", "a heart")
     assert "gnah 16 bit" in error
     assert "apkh 16 bit" in error
-    assert "not one of APKH" in refused(capsys, "apkh", "evaluate", cache / "gnah", features)
+    assert "not one of apkh" in refused(capsys, "apkh", "explain", cache / "gnah", "--text", "a heart")
+    shutil.copytree(cache / "gnah", tmp_path / "foreign")
+    description = read_json(cache / "gnah" / "model.json")
+    (tmp_path / "foreign" / "model.json").write_text(json.dumps({**description, "kind": "mantis"}))
+    assert "gnah or apkh" in refused(capsys, "gnah", "evaluate", tmp_path / "foreign", features)
     assert run("gnah", "train", features, tmp_path / "r8", *small(bits=8)) == 0
     error = refused(capsys, "gnah", "search", tmp_path / "r8", cache / "index", "--features", features)
     assert "8 bit" in error

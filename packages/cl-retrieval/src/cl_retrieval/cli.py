@@ -6,22 +6,24 @@ from contrastive_core.cli import App, Command
 
 from cl_retrieval import __version__
 
+_VERBS = "cl_retrieval.verbs"
+
 
 def _shared(module: str) -> list[Command]:
-    """The verbs both methods have."""
+    """The verbs both methods have; what starts a training is each method's own."""
     return [
         Command(
-            "sample-data", f"{module}:sample_data", "Write real drawings with names, and an encoder that runs offline."
+            "sample-data", f"{_VERBS}:sample_data", "Write real drawings with names, and an encoder that runs offline."
         ),
-        Command("encode-features", f"{module}:encode_features", "Compute features of image-text pairs once."),
+        Command("encode-features", f"{_VERBS}:encode_features", "Compute features of image-text pairs once."),
         Command("train", f"{module}:train_model", "Learn hash functions from a few pairs."),
-        Command("evaluate", f"{module}:evaluate", "Mean average precision and curves on labelled pairs."),
-        Command("encode", f"{module}:encode", "Pack images and texts into codes."),
-        Command("index build", f"{module}:index_build", "Build an index of codes."),
-        Command("index add", f"{module}:index_add", "Add pairs to an index."),
-        Command("index delete", f"{module}:index_delete", "Delete items from an index."),
-        Command("index info", f"{module}:index_info", "What an index holds."),
-        Command("search", f"{module}:search", "Find images and texts by text or image."),
+        Command("evaluate", f"{_VERBS}:evaluate", "Mean average precision and curves on labelled pairs."),
+        Command("encode", f"{_VERBS}:encode", "Pack images and texts into codes."),
+        Command("index build", f"{_VERBS}:index_build", "Build an index of codes."),
+        Command("index add", f"{_VERBS}:index_add", "Add pairs to an index."),
+        Command("index delete", f"{_VERBS}:index_delete", "Delete items from an index."),
+        Command("index info", f"{_VERBS}:index_info", "What an index holds."),
+        Command("search", f"{_VERBS}:search", "Find images and texts by text or image."),
         Command("tune", f"{module}:tune", "Rank settings by held-out pairs, without labels."),
     ]
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,29 @@ from cl_retrieval.pairs.embedding import cached_features, encode_image_files, en
 from cl_retrieval.pairs.features import PRECOMPUTED, PairFeatures, check_width, is_features, read_features
 from cl_retrieval.pairs.raw import read_pairs
 
-Loader = Callable[[RunFolder], tuple[Any, dict[str, Any]]]
+_MODELS = {"gnah": "cl_retrieval.gnah.model", "apkh": "cl_retrieval.apkh.model"}
+"""Where a model of each kind is restored."""
+
+
+def load_model(run: RunFolder, *, kind: str | None = None) -> tuple[HashModel, dict[str, Any]]:
+    """Read a trained model and its description.
+
+    Args:
+        run: Run folder of train.
+        kind: Accept models of this kind only.
+
+    Raises:
+        InputError: The folder holds a model of another kind, or a corrupt one.
+    """
+    state, description = run.load_model()
+    found = description.get("kind")
+    accepted = [kind] if kind else list(_MODELS)
+    if found not in accepted:
+        raise InputError(
+            f"the run is not one of {' or '.join(accepted)}", where=run.path, why=f"it holds a model of kind {found!r}",
+            remedy="use the commands of the method it was trained with",
+        )  # fmt: skip
+    return import_module(_MODELS[found]).restore(state, description), description
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +64,18 @@ class Hasher:
     identity: CodeModel
 
     @classmethod
-    def open(cls, path: Path, load: Loader) -> "Hasher":
+    def open(cls, path: Path, *, kind: str | None = None) -> "Hasher":
         """Open a run.
 
         Args:
             path: Run folder.
-            load: The method's own reader of models.
+            kind: Accept models of this kind only.
 
         Raises:
-            InputError: There is no such run, or it holds a model of another method.
+            InputError: There is no such run, or it holds a model of another kind.
         """
         run = RunFolder.open(path)
-        model, description = load(run)
+        model, description = load_model(run, kind=kind)
         weights = str(dict(read_json(path / "model.json"))["weights_sha256"])
         encoder = str(description["encoder_fingerprint"])
         identity = CodeModel(

@@ -175,13 +175,17 @@ def _keep_defaults(_: CycloptsApp, __: tuple[str, ...], arguments: cyclopts.Argu
     """Fields that are not given keep what the function's own default says, not what their class says.
 
     Cyclopts makes a settings object anew from its class as soon as one of its fields is given; a function whose default
-    is ``TrainSettings(epochs=400)`` would train for the class's number of epochs when only ``--seed`` is set.
+    is ``TrainSettings(epochs=400)`` would train for the class's number of epochs when only ``--seed`` is set. A field
+    whose metadata say ``instead_of`` another one ends the default of that one when it is given: ``--epochs`` is not
+    overruled by a default number of steps.
     """
     for argument in arguments:
         default = argument.field_info.default
         if dataclasses.is_dataclass(default) and argument.has_tokens:
+            given = {child.field_info.name for child in argument.children if child.has_tokens}
+            replaced = {f.metadata.get("instead_of") for f in dataclasses.fields(default) if f.name in given}
             for child in argument.children:
-                if not child.has_tokens:
+                if not child.has_tokens and child.field_info.name not in replaced:
                     value = getattr(default, child.field_info.name)
                     child.append(cyclopts.Token(keyword=child.name, source="default", implicit_value=value))
 

@@ -22,7 +22,7 @@ from cl_graphtext.graph import PARTS, TextGraph, check_trainable, describe, rand
 from cl_graphtext.importers import import_cstag, import_planetoid, import_promptgfm, import_wikics
 from cl_graphtext.llm import LLMSettings, load_summarizer
 from cl_graphtext.metrics import classification_metrics, link_metrics
-from cl_graphtext.perturb import Kind, graph_perturb, parse_perturbation
+from cl_graphtext.perturb import Kind, graph_perturb, new_edges, parse_perturbation
 from cl_graphtext.promptgnn_sim.figures import (
     add_examples,
     add_homophily,
@@ -268,6 +268,7 @@ def train(
     if task == "nc":
         check_trainable(graph, parts)
     links = split_links(graph, seed=split_seed) if task == "lp" else None
+    recipe.length(len(parts["train"]) if links is None else len(links.positives))
     x = pipeline.embed(graph) if x is None else x
     if x.shape[1] != pipeline_width(pipeline, x, recipe):
         raise InputError(
@@ -497,8 +498,8 @@ def transfer(
         links = split_links(graph, seed=seed)
         rows = embed_nodes(model.network, model.view(graph.with_edges(links.messages), x)).numpy()
         rng = np.random.default_rng(seed)
-        none = rng.integers(0, len(graph), (2 * len(links.positives), 2))
-        none = none[none[:, 0] != none[:, 1]][: len(links.positives)]
+        known = graph.with_edges(np.concatenate([links.messages, links.positives]))
+        none = new_edges(known, len(links.positives), rng)
         fitted = np.concatenate([links.positives, none])
         truth = (np.arange(len(fitted)) < len(links.positives)).astype(np.int64)
         probe = fit_probe(_pair_features(rows, fitted), truth, strength=1.0)

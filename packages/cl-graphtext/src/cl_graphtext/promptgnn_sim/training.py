@@ -65,17 +65,30 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError("a batch holds at least one item", where="--batch-size", why=f"got {self.batch_size}")
-        if self.method == "promptgnn-sim" and self.train.steps is not None and self.train.steps <= self.stages.warmup:
-            raise InputError(
-                "the run ends before its warm-up", where="--steps, --stages.warmup",
-                why=f"{self.train.steps} steps, {self.stages.warmup} of warm-up",
-            )  # fmt: skip
-
+        if self.train.steps is not None:
+            self._check_warmup(self.train.steps)
         if self.train.accelerator not in ("auto", "cpu") or self.train.devices != 1:
             raise InputError(
                 "networks of this size train in one process on the CPU; the text model may use a GPU",
                 where="--accelerator, --devices", why=f"got {self.train.accelerator}, {self.train.devices}",
                 remedy="leave them out; --text.device cuda encodes on a GPU",
+            )  # fmt: skip
+
+    def length(self, items: int) -> int:
+        """Optimiser steps of a run over so many training items.
+
+        Raises:
+            InputError: They end before the warm-up does.
+        """
+        steps = self.train.total_steps(max(1, items // min(self.batch_size, items)))
+        self._check_warmup(steps)
+        return steps
+
+    def _check_warmup(self, steps: int) -> None:
+        if self.method == "promptgnn-sim" and steps <= self.stages.warmup:
+            raise InputError(
+                "the run ends before its warm-up", where="--steps, --epochs, --stages.warmup",
+                why=f"{steps} steps, {self.stages.warmup} of warm-up", remedy="train longer, or warm up for less",
             )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -347,12 +360,7 @@ def _train(
     torch.manual_seed(recipe.train.seed)
     network = Network(recipe.method, view.x.shape[1], len(graph.classes), recipe.network)
     size = min(recipe.batch_size, len(items))
-    total = recipe.train.total_steps(max(1, len(items) // size))
-    if recipe.method == "promptgnn-sim" and total <= recipe.stages.warmup:
-        raise InputError(
-            "the run ends before its warm-up", where="--epochs, --stages.warmup",
-            why=f"{total} steps, {recipe.stages.warmup} of warm-up", remedy="raise --epochs or give --steps",
-        )  # fmt: skip
+    total = recipe.length(len(items))
     # Embeddings made elsewhere may be of a text model that is not at hand: then there is no zero-shot map to learn.
     described = recipe.method == "promptgnn-sim" and len(graph.classes) > 0 and (pipeline.prompting or not given)
     classes = view.x.new_zeros(len(graph.classes), view.x.shape[1])

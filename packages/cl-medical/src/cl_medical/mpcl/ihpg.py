@@ -13,6 +13,7 @@ from cl_medical.mpcl.features import features_at, mean_feature
 
 Assignment = Literal["sharp", "official"]
 Seeding = Literal["intensity", "random", "k-means"]
+Gradient = Literal["means", "iterations"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,9 @@ class PrototypeSettings:
             from any voxels of the class, ``k-means`` from voxels whose features lie far apart (k-means++).
         assignment: ``sharp`` (softmax of -10 D / mean D) keeps prototypes apart; ``official`` (exp(-sqrt D)) is the
             published form, under which they all move to the class mean.
+        gradient: ``means`` takes the last assignment as a constant: a prototype is the weighted mean of its voxels'
+            features. ``iterations`` differentiates through all of k-means, as published; under the sharp assignment
+            these gradients grow to hundreds of times those of the supervised loss.
         max_voxels: Random voxels of a class that enter k-means; 0 for all of them. Histograms use all voxels.
     """
 
@@ -39,6 +43,7 @@ class PrototypeSettings:
     spatial_weight: float = 0.01
     seeding: Seeding = "intensity"
     assignment: Assignment = "sharp"
+    gradient: Gradient = "means"
     max_voxels: int = 20_000
 
     def __post_init__(self) -> None:
@@ -148,7 +153,7 @@ def class_prototypes(
     """Prototypes of one class in one image (steps 1 to 7 of IHPG).
 
     Args:
-        x6: Feature map; its gradient flows through all iterations.
+        x6: Feature map.
         intensity: Image scaled to [0, 1].
         mask: Voxels of the class.
         settings: K and the rest.
@@ -189,6 +194,7 @@ def class_prototypes(
         extra=places[chosen],
         init_extra=places[seeds],
         extra_weight=settings.spatial_weight,
+        gradient=settings.gradient,
     )
     assignment = assignment.detach()
     mass = assignment.sum(0)

@@ -12,7 +12,7 @@ from contrastive_core.nn import EMATeacher, sigmoid_rampup
 from contrastive_core.training import seeded_generator
 from torch import Tensor
 
-from cl_medical.mpcl.ihpg import Assignment, Prototypes, PrototypeSettings, Seeding, ihpg, spread
+from cl_medical.mpcl.ihpg import Assignment, Gradient, Prototypes, PrototypeSettings, Seeding, ihpg, spread
 from cl_medical.mpcl.model import VNet
 from cl_medical.mpcl.objective import (
     Positives,
@@ -40,6 +40,7 @@ class MethodOptions:
     Attributes:
         k: Prototypes of a class.
         assignment: sharp or official soft k-means.
+        gradient: Of prototypes: means (assignments are constants) or iterations (through all of k-means).
         seeding: Where k-means starts: intensity (histogram peaks), random, or k-means (features far apart).
         match: How labelled and unlabelled prototypes correspond: intensity, hungarian (cosine), or index.
         reliability: log-c or sum.
@@ -62,6 +63,7 @@ class MethodOptions:
 
     k: int | None = None
     assignment: Assignment | None = None
+    gradient: Gradient | None = None
     seeding: Seeding | None = None
     match: Match | None = None
     reliability: Reliability | None = None
@@ -150,6 +152,7 @@ def resolve_method(method: Method, preset: Preset, options: MethodOptions = Meth
     values: dict[str, Any] = {
         "k": 1 if method == "upcol" else 3,
         "assignment": "official" if published else "sharp",
+        "gradient": "iterations" if published else "means",
         "match": "index" if published else "intensity",
         "reliability": "sum" if published else "log-c",
         "self_negative": published,

@@ -16,57 +16,17 @@ from cl_retrieval.apkh.attributes import TEMPLATE, read_bank
 from cl_retrieval.apkh.bank import check_bank, first_centres, report_overlap
 from cl_retrieval.apkh.explain import explain_items
 from cl_retrieval.apkh.learner import APKHLearner, APKHSettings, warn_of_width
-from cl_retrieval.apkh.model import APKH, APKHConfig, load_model, save_model
+from cl_retrieval.apkh.model import APKH, KIND, APKHConfig, save_model
 from cl_retrieval.apkh.objective import variance_for_effective_number
 from cl_retrieval.apkh.prompts import PromptOptions, mean_cosine
 from cl_retrieval.hasher import Hasher, training_features
-from cl_retrieval.hashing.evaluation import Conventions
 from cl_retrieval.hashing.learning import optimise
 from cl_retrieval.hashing.settings import PairTraining
-from cl_retrieval.hashing.split import Protocol, places
+from cl_retrieval.hashing.split import places
 from cl_retrieval.hashing.system import train_learner
-from cl_retrieval.index.interface import Modality
-from cl_retrieval.tasks import DataOptions, Find, Sides, SplitOptions
+from cl_retrieval.tasks import DataOptions, SplitOptions
 
 Flat = Parameter(name="*")
-
-
-def sample_data(out: Path, *, limit: int | None = None, overwrite: bool = False) -> None:
-    """Write real drawings with names and subcategories, and an encoder of both that runs offline.
-
-    Args:
-        out: Folder to write.
-        limit: Fewer pictures, evenly taken.
-        overwrite: Replace a folder that is there.
-    """
-    tasks.sample_data(out, limit=limit, overwrite=overwrite)
-
-
-def encode_features(
-    data: Path,
-    out: Path,
-    *,
-    encoder: str | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch_size: int = 64,
-    overwrite: bool = False,
-) -> None:
-    """Compute the features of image-text pairs once; an interrupted call continues where it was.
-
-    Args:
-        data: Table (.jsonl, .csv, .tsv, .txt, COCO's .json), or a folder with one, or a published set.
-        out: .npz to write.
-        encoder: open_clip:ARCHITECTURE/TAG-OR-PATH, local-dir:FOLDER, or the folder of a stand-in; by default what lies
-            beside the pairs as `encoder`, else CLIP ViT-B/16.
-        device: Device of the encoder.
-        dtype: Its precision: float32, bfloat16, float16.
-        batch_size: Images a pass.
-        overwrite: Replace an existing file.
-    """
-    tasks.encode_features(
-        data, out, encoder=encoder, device=device, dtype=dtype, batch_size=batch_size, overwrite=overwrite
-    )
 
 
 def train_model(
@@ -162,172 +122,6 @@ def new_learner(
     return APKHLearner(APKH(first, model, variance=width), prompts, fx, fy, objective)
 
 
-def evaluate(
-    run: Path,
-    data: Path,
-    *,
-    source: DataOptions = DataOptions(),
-    conventions: Annotated[Conventions, Flat] = Conventions(),
-    queries: int | None = None,
-    protocol: Protocol | None = None,
-    out: Path | None = None,
-    json: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Mean average precision, precision at k and curves of both directions, on labelled pairs.
-
-    Args:
-        run: Run folder of train.
-        data: Labelled pairs or features; those of the training by default division.
-        source: Encoder.
-        conventions: Cut-off, denominator, empty queries, radius.
-        queries: Set so many queries apart anew, instead of those of the run.
-        protocol: Refuse a run of another protocol.
-        out: Folder for evaluation.json and report.html.
-        json: Print JSON instead of a table.
-        overwrite: Replace old results in that folder.
-    """
-    tasks.evaluate(
-        Hasher.open(run, load_model), data, options=source, conventions=conventions, queries=queries, protocol=protocol,
-        out=out, json=json, overwrite=overwrite,
-    )  # fmt: skip
-
-
-def encode(
-    run: Path,
-    data: Path,
-    out: Path,
-    *,
-    source: DataOptions = DataOptions(),
-    sides: Sides = "both",
-    features: bool = True,
-    overwrite: bool = False,
-) -> None:
-    """Pack images and texts into codes.
-
-    Args:
-        run: Run folder of train.
-        data: Pairs or features.
-        out: .npz to write: ids, codes (first bit highest), modality, payloads, and features.
-        source: Encoder.
-        sides: Encode both sides of the pairs, or one.
-        features: Keep the features beside the codes, for re-ranking.
-        overwrite: Replace an existing file.
-    """
-    tasks.encode(
-        Hasher.open(run, load_model),
-        data,
-        out,
-        options=source,
-        sides=sides,
-        keep_features=features,
-        overwrite=overwrite,
-    )
-
-
-def index_build(
-    run: Path,
-    index: str,
-    data: Path | None = None,
-    *,
-    source: DataOptions = DataOptions(),
-    sides: Sides = "both",
-    features: bool = True,
-    overwrite: bool = False,
-) -> None:
-    """Build an index of codes.
-
-    Args:
-        run: Run folder of train.
-        index: Folder of an embedded index, http://host:19530#collection of a Milvus server, or NAME.db of Milvus Lite.
-        data: Pairs, features, or codes of encode; an empty index without.
-        source: Encoder.
-        sides: Index both sides of the pairs, or one.
-        features: Keep features for re-ranking.
-        overwrite: Replace an index that is there.
-    """
-    tasks.index_build(
-        Hasher.open(run, load_model),
-        index,
-        data,
-        options=source,
-        sides=sides,
-        keep_features=features,
-        overwrite=overwrite,
-    )
-
-
-def index_add(run: Path, index: str, data: Path, *, source: DataOptions = DataOptions(), sides: Sides = "both") -> None:
-    """Add pairs to an index.
-
-    Args:
-        run: Run folder the index was made with.
-        index: Folder or URI.
-        data: Pairs, features, or codes of encode.
-        source: Encoder.
-        sides: Add both sides of the pairs, or one.
-    """
-    tasks.index_add(Hasher.open(run, load_model), index, data, options=source, sides=sides)
-
-
-def index_delete(index: str, *, id: tuple[str, ...] = (), modality: Modality | None = None) -> None:
-    """Delete items from an index.
-
-    Args:
-        index: Folder or URI.
-        id: What to delete; may be given several times.
-        modality: Delete only the image or the text of these ids.
-    """
-    tasks.index_delete(index, id, modality=modality)
-
-
-def index_info(index: str, *, json: bool = False) -> None:
-    """What an index holds.
-
-    Args:
-        index: Folder or URI.
-        json: Print JSON.
-    """
-    tasks.index_info(index, json=json)
-
-
-def search(
-    run: Path,
-    index: str,
-    *,
-    text: tuple[str, ...] = (),
-    image: tuple[Path, ...] = (),
-    features: Path | None = None,
-    asking: Modality = "text",
-    find: Find = "image",
-    k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
-    radius: int | None = None,
-    rerank: int | None = None,
-    source: DataOptions = DataOptions(),
-    out: Path | None = None,
-) -> None:
-    """Search an index by text or image; one line of JSON a hit.
-
-    Args:
-        run: Run folder the index was made with.
-        index: Folder or URI.
-        text: Texts to search with; may be given several times.
-        image: Image files to search with; may be given several times.
-        features: Feature file to search with instead.
-        asking: Which side of that file asks.
-        find: Find images, texts, or either.
-        k: Most hits a query.
-        radius: Largest Hamming distance of a hit.
-        rerank: Order so many nearest codes by the cosine of the features.
-        source: Encoder.
-        out: File for the hits, instead of printing them.
-    """
-    tasks.search(
-        Hasher.open(run, load_model), index, text=text, image=image, features=features, asking=asking, find=find, k=k,
-        radius=radius, rerank=rerank, options=source, out=out,
-    )  # fmt: skip
-
-
 def tune(
     data: Path,
     *,
@@ -400,7 +194,7 @@ def explain(
         json: Print JSON instead of lines.
     """
     explain_items(
-        Hasher.open(run, load_model),
+        Hasher.open(run, kind=KIND),
         text=text,
         image=image,
         k=k,

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-from contrastive_core.errors import InputError
 from contrastive_core.training.run_folder import RunFolder
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -124,18 +123,8 @@ def save_model(model: APKH, run: RunFolder, extra: dict[str, Any]) -> None:
     run.save_model(model.state_dict(), {**description, "config": dataclasses.asdict(model.config), **extra})
 
 
-def load_model(run: RunFolder) -> tuple[APKH, dict[str, Any]]:
-    """Read a trained model and its description.
-
-    Raises:
-        InputError: The folder holds another kind of model, or a corrupt one.
-    """
-    state, description = run.load_model()
-    if description.get("kind") != KIND:
-        raise InputError(
-            "the run is not one of APKH", where=run.path, why=f"it holds a model of kind {description.get('kind')!r}",
-            remedy="use the commands of the method it was trained with",
-        )  # fmt: skip
+def restore(state: dict[str, Any], description: dict[str, Any]) -> APKH:
+    """The model of weights and description, as :func:`save_model` wrote them."""
     model = APKH(state["centres"], APKHConfig(**description["config"]))
     model.load_state_dict(state)
-    return model.eval(), description
+    return model.eval()

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from contrastive_core.errors import InputError
 from contrastive_core.training.run_folder import RunFolder
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -92,18 +91,8 @@ def save_model(model: GNAH, run: RunFolder, extra: dict[str, Any]) -> None:
     )
 
 
-def load_model(run: RunFolder) -> tuple[GNAH, dict[str, Any]]:
-    """Read a trained model and its description.
-
-    Raises:
-        InputError: The folder holds another kind of model, or a corrupt one.
-    """
-    state, description = run.load_model()
-    if description.get("kind") != KIND:
-        raise InputError(
-            "the run is not one of GNAH", where=run.path, why=f"it holds a model of kind {description.get('kind')!r}",
-            remedy="use the commands of the method it was trained with",
-        )  # fmt: skip
+def restore(state: dict[str, Any], description: dict[str, Any]) -> GNAH:
+    """The model of weights and description, as :func:`save_model` wrote them."""
     model = GNAH(int(description["dim"]), GNAHConfig(**description["config"]))
     model.load_state_dict(state)
-    return model.eval(), description
+    return model.eval()

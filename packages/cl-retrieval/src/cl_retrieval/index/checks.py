@@ -193,7 +193,41 @@ def cosines(stored: Float16[np.ndarray, "n d"], query: Float[np.ndarray, " d"]) 
     return (stored.astype(np.float64) * query.astype(np.float64)).sum(1)
 
 
-def name_items(items: Iterable[tuple[str, Modality]]) -> str:
+def no_index(where: object) -> InputError:
+    """There is no index at a location."""
+    return InputError("there is no index", where=where, remedy="build one with index build")
+
+
+def index_exists(where: object) -> InputError:
+    """A build would replace an index."""
+    return InputError("there is an index already", where=where, remedy="add to it, or replace it with --overwrite")
+
+
+def check_absent(present: Iterable[tuple[str, Modality]], where: object) -> None:
+    """Refuse to add what is there.
+
+    Raises:
+        InputError: Some of the new items are present.
+    """
+    names = name_items(present)
+    if names:
+        raise InputError(
+            "ids are in the index already", where=where, why=names, remedy="delete them first, or leave them out"
+        )
+
+
+def check_none_missing(ids: Iterable[str], modality: Modality | None, where: object) -> None:
+    """Refuse to delete what is not there.
+
+    Raises:
+        InputError: Some ids are missing.
+    """
+    names = name_items((each, modality or "item") for each in ids)
+    if names:
+        raise InputError("ids are not in the index", where=where, why=names, remedy="leave them out")
+
+
+def name_items(items: Iterable[tuple[str, str]]) -> str:
     """The first few of some items, for messages."""
     named = [f"{modality} {_short(each)}" for each, modality in items]
     return ", ".join(named[:SHOWN]) + (f" and {len(named) - SHOWN} more" if len(named) > SHOWN else "")

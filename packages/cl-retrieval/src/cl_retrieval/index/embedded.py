@@ -22,12 +22,15 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float, Float16, UInt8, UInt32, UInt64
 
 from cl_retrieval.index.checks import (
+    check_absent,
     check_model,
     check_new_model,
+    check_none_missing,
     check_search,
     cosines,
+    index_exists,
     item_table,
-    name_items,
+    no_index,
     unit_features,
 )
 from cl_retrieval.index.interface import MODALITIES, CodeModel, Hit, IndexInfo, Items, Modality
@@ -79,7 +82,7 @@ class EmbeddedIndex:
 
     def __init__(self, folder: Path) -> None:
         if not _finished(folder):
-            raise InputError("there is no index", where=folder, remedy="build one with index build")
+            raise no_index(folder)
         self.folder = folder
         with _reading(folder):
             self._database = lancedb.connect(folder)
@@ -100,11 +103,7 @@ class EmbeddedIndex:
             with _lock(folder):
                 if _readable(folder):
                     if not overwrite:
-                        raise InputError(
-                            "there is an index already",
-                            where=folder,
-                            remedy="add to it, or replace it with --overwrite",
-                        )
+                        raise index_exists(folder)
                 elif (folder / f"{TABLE}.lance").exists():
                     if not overwrite and _finished(folder):
                         raise _damaged(folder, "its newest version cannot be opened")
@@ -144,18 +143,8 @@ class EmbeddedIndex:
                 return
             there = self._rows(now, table["id"].combine_chunks(), None)
             wanted = {(each, MODALITIES[m]) for each, m in zip(table["id"].to_pylist(), table["modality"].to_pylist())}
-            taken = [
-                each
-                for each in ((now.ids[row].as_py(), MODALITIES[now.modality[row]]) for row in there)
-                if each in wanted
-            ]
-            if taken:
-                raise InputError(
-                    "ids are in the index already",
-                    where=self.folder,
-                    why=name_items(taken),
-                    remedy="delete them first, or leave them out",
-                )
+            present = ((now.ids[row].as_py(), MODALITIES[now.modality[row]]) for row in there)
+            check_absent((each for each in present if each in wanted), self.folder)
             with _changing(self.folder):
                 self._writable().add(_stored(table, now.model))
             self._tidy()
@@ -167,14 +156,7 @@ class EmbeddedIndex:
             asked = pa.array(list(dict.fromkeys(ids)), pa.string())
             rows = self._rows(now, asked, modality)
             missing = asked.filter(pc.invert(pc.is_in(asked, value_set=now.ids.take(pa.array(rows)))))
-            if len(missing):
-                kind = modality or "item"
-                raise InputError(
-                    "ids are not in the index",
-                    where=self.folder,
-                    why=name_items((each, kind) for each in missing.to_pylist()),  # type: ignore[misc]
-                    remedy="leave them out",
-                )
+            check_none_missing(missing.to_pylist(), modality, self.folder)
             if not len(rows):
                 return 0
             with _changing(self.folder):

@@ -19,11 +19,14 @@ from contrastive_core.errors import InputError
 from jaxtyping import Float, UInt8
 
 from cl_retrieval.index.checks import (
+    check_absent,
     check_new_model,
+    check_none_missing,
     check_search,
     cosines,
+    index_exists,
     item_table,
-    name_items,
+    no_index,
     unit_features,
 )
 from cl_retrieval.index.interface import MODALITIES, CodeModel, Hit, IndexInfo, Items, Modality
@@ -63,13 +66,13 @@ class MilvusIndex:
     def __init__(self, address: str, name: str) -> None:
         self.location = _location(address, name)
         if "://" not in address and not Path(address).exists():
-            raise InputError("there is no index", where=address, remedy="build one with index build")
+            raise no_index(address)
         self._client = _connect(address)
         try:
             with _asking(self.location):
                 entry = _entry(self._client, name)
             if entry is None:
-                raise InputError("there is no index", where=self.location, remedy="build one with index build")
+                raise no_index(self.location)
         except BaseException:
             self._client.close()
             raise
@@ -92,9 +95,7 @@ class MilvusIndex:
             with _asking(location):
                 before = _entry(client, name)
                 if before is not None and not overwrite:
-                    raise InputError(
-                        "there is an index already", where=location, remedy="add to it, or replace it with --overwrite"
-                    )
+                    raise index_exists(location)
                 collection = f"{name}_{secrets.token_hex(4)}"
                 _create(client, collection, model, features)
                 try:
@@ -130,14 +131,7 @@ class MilvusIndex:
         table = item_table(items, self.model, self._features, self.location)
         keys = _keys(table)
         with _asking(self.location):
-            taken = self._present(keys)
-            if taken:
-                raise InputError(
-                    "ids are in the index already",
-                    where=self.location,
-                    why=name_items(map(_item, taken)),
-                    remedy="delete them first, or leave them out",
-                )
+            check_absent(map(_item, self._present(keys)), self.location)
             _insert(self._client, self._collection, table)
 
     def delete(self, ids: Sequence[str], *, modality: Modality | None = None) -> int:
@@ -147,15 +141,7 @@ class MilvusIndex:
         with _asking(self.location):
             present = self._present([_key(each, kind) for each in wanted for kind in kinds])
             there = {_item(key)[0] for key in present}
-            missing = [each for each in wanted if each not in there]
-            if missing:
-                kind = modality or "item"
-                raise InputError(
-                    "ids are not in the index",
-                    where=self.location,
-                    why=name_items((each, kind) for each in missing),  # type: ignore[misc]
-                    remedy="leave them out",
-                )
+            check_none_missing((each for each in wanted if each not in there), modality, self.location)
             _delete(self._client, self._collection, present)
         return len(present)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Assignment = Literal["sharp", "l2"]
+Gradient = Literal["iterations", "means"]
 Match = Literal["index", "key", "hungarian"]
 Reduce = Literal["max", "mean", "logsumexp"]
 
@@ -26,9 +27,10 @@ def soft_kmeans(
     extra: Float[Tensor, "n e"] | None = None,
     init_extra: Float[Tensor, "k e"] | None = None,
     extra_weight: float | int = 0.0,
+    gradient: Gradient = "iterations",
     chunk: int = 65_536,
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "n k"]]:
-    r"""Soft k-means with a fixed number of iterations, differentiable through all of them.
+    r"""Soft k-means with a fixed number of iterations, differentiable.
 
     Each iteration computes ``D = ||x - c||_2 + extra_weight ||e - q||_2``, the assignment A (rows sum to 1), and moves
     the centres to ``A^T x / A^T 1``. Assignments are
@@ -38,6 +40,9 @@ def soft_kmeans(
       distances: the centres then all move to the mean.
 
     No ``[n k d]`` array is made. Beyond ``chunk`` rows the assignment of each block is recomputed in backward.
+
+    The gradient through many sharp iterations can grow with each of them, to hundreds of times its size: where it is not
+    wanted for itself, let it end at the means.
 
     Args:
         x: Rows to cluster, in float32 or wider (half precision is widened).
@@ -51,6 +56,8 @@ def soft_kmeans(
             follow the same assignment.
         init_extra: Starting centres of ``extra``.
         extra_weight: Weight of the distance between them.
+        gradient: ``iterations`` differentiates through all of them, ``init`` included; ``means`` takes the last
+            assignment as a constant, so that a centre is the weighted mean of its rows. Centres are the same.
         chunk: Rows worked on at once.
 
     Returns:
@@ -80,8 +87,13 @@ def soft_kmeans(
         blocks = list(zip(*(part.split(chunk) for part in parts), strict=True))
         shape = (assignment, beta, power, temperature)
         assigned: list[Tensor] = []
-        for _ in range(iters if len(init) > 1 else 1):
-            state, assigned = _iterate(blocks, state, weights, shape)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and gradient == "iterations"):
+            for _ in range(iters if len(init) > 1 else 1):
+                state, assigned = _iterate(blocks, state, weights, shape)
+        if gradient == "means":
+            sums = [(each.sum(0), each.T @ block[0]) for each, block in zip(assigned, blocks, strict=True)]
+            mass, moment = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
+            state[0] = torch.where(mass[:, None] < 1e-12, state[0], moment / mass.clamp_min(1e-12)[:, None])
         return (state[0] + origin).to(x.dtype), torch.cat(assigned).to(x.dtype)
 
 

@@ -29,7 +29,7 @@ class TrainSettings:
         progress: Show a progress bar on a terminal, a line now and then elsewhere.
     """
 
-    epochs: int = 100
+    epochs: int = dataclasses.field(default=100, metadata={"instead_of": "steps"})
     steps: int | None = None
     seed: int = 0
     devices: int = 1
