@@ -60,7 +60,7 @@ class _Task:
 
 
 def claims(
-    seeds: Sequence[int], data: Path | None, *, steps: int = 120, fixed_steps: int = 60, test: int = 10
+    seeds: Sequence[int], data: Path | None, *, steps: int = 300, fixed_steps: int = 60, test: int = 10
 ) -> list[Claim]:
     """MPCL against its baselines with four labelled volumes, and its prototypes on fixed features.
 

@@ -9,11 +9,11 @@ def classification_metrics(truth: Int[np.ndarray, " n"], predicted: Int[np.ndarr
     """Accuracy and macro-F1 (over classes that occur in truth or prediction) of the nodes with a known label."""
     known = truth >= 0
     if not known.any():
-        return {"accuracy": float("nan"), "macro_f1": float("nan"), "nodes": 0.0}
+        return {"accuracy": float("nan"), "macro_f1": float("nan"), "nodes": 0}
     return {
         "accuracy": float(accuracy_score(truth[known], predicted[known])),
         "macro_f1": float(f1_score(truth[known], predicted[known], average="macro", zero_division=0.0)),
-        "nodes": float(known.sum()),
+        "nodes": int(known.sum()),
     }
 
 
@@ -25,5 +25,5 @@ def link_metrics(truth: Float[np.ndarray, " n"], probability: Float[np.ndarray, 
         "ap": float(average_precision_score(truth, probability)),
         "accuracy": float(accuracy_score(truth, decided)),
         "f1": float(f1_score(truth, decided, zero_division=0.0)),
-        "pairs": float(len(truth)),
+        "pairs": len(truth),
     }

@@ -249,7 +249,8 @@ def index_info(index: str, *, json: bool = False) -> None:
         print(json_format.dumps(found, indent=2))
         return
     for name, value in found.items():
-        print(f"{name:<10}{value}")
+        shown = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else value
+        print(f"{name:<10}{shown}")
 
 
 def search(
@@ -367,4 +368,10 @@ def _query_rows(
 
 
 def _hit(hit: Hit) -> dict[str, Any]:
-    return {"id": hit.id, "modality": hit.modality, "hamming": hit.distance, "score": hit.score, **hit.payload}
+    return {
+        "id": hit.id,
+        "modality": hit.modality,
+        "hamming": hit.distance,
+        "score": None if hit.score is None else round(hit.score, 6),
+        **hit.payload,
+    }

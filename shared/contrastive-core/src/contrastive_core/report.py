@@ -59,8 +59,10 @@ class Report:
         self._parts: list[dict[str, Any]] = []
 
     def facts(self, values: Mapping[str, Any]) -> None:
-        """Add short facts below the heading."""
-        self._facts += [(name, str(value)) for name, value in values.items()]
+        """Add short facts below the heading; floats are shown with four digits."""
+        self._facts += [
+            (name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in values.items()
+        ]
 
     def text(self, text: str, title: str = "") -> None:
         """Add a paragraph."""

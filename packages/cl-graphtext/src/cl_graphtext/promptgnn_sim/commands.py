@@ -719,7 +719,10 @@ def _training_report(
     columns, rows = score_rows(results["scores"])
     report.table("Scores", columns, rows)
     logged = run.metrics()
-    for title, shown in (("Loss", ("loss", "task", "prompt_text", "graph_text")), ("Validation loss", ("val_loss",))):
+    for title, shown in (
+        ("Loss", ("loss", "task", "prompt_text", "graph_text", "zero_shot")),
+        ("Validation loss", ("val_loss",)),
+    ):
         lines = {
             name: ([row["step"] for row in logged if name in row], [row[name] for row in logged if name in row])
             for name in shown

@@ -1,6 +1,7 @@
 """How a learner of hash functions is trained: the same steps under :func:`contrastive_core.training.fit` or bare."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -40,22 +41,22 @@ class StepTerms:
     terms: dict[str, Tensor]
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """A model in training. A method's learner says what an epoch begins with and what a step costs."""
 
+    @abstractmethod
     def begin_epoch(self, epoch: int) -> None:
         """What happens once an epoch, before its first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(
         self, fx: Float[Tensor, "b d"], fy: Float[Tensor, "b d"], *, epoch: int, generator: torch.Generator
     ) -> StepTerms:
         """Loss of one batch of pairs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh optimiser of the parameters that learn."""
-        raise NotImplementedError
 
     def diagnostics(self) -> dict[str, float]:
         """What tells a collapse early, beside the bits; nothing by default."""
