@@ -234,7 +234,7 @@ def _arms(centres: Tensor, epochs: int, hidden: int) -> dict[str, Trainer]:
     return {
         FULL: apkh(),
         NEIGHBOURHOOD: gnah(variant="no_p"),
-        PAIRWISE: gnah(variant="pairwise"),
+        PAIRWISE: gnah(variant="pairwise", binarisation_weight=1.0),  # its better weight
         POINTS: apkh(smooth=False),
         "GNAH": gnah(),
         "frozen attributes": apkh(learn=False),

@@ -104,6 +104,7 @@ def tune(
     betas: tuple[float, ...] = (0.25, 0.5),
     gammas: tuple[float, ...] = (0.01, 0.03),
     temperatures: tuple[float, ...] = (0.2, 0.5),
+    binarisation_weights: tuple[float, ...] = (0.1,),
     ks: tuple[int, ...] = (),
     epochs: int = 500,
     batch_size: int = 100,
@@ -121,6 +122,7 @@ def tune(
         betas: First weights of the prototype alignment; like the others, given once a value.
         gammas: Its decays.
         temperatures: Temperatures.
+        binarisation_weights: Weights of the binarisation.
         ks: Numbers of prototypes; the elbow's without.
         epochs: Passes over the pairs.
         batch_size: Pairs a step.
@@ -129,7 +131,9 @@ def tune(
         json: Print JSON instead of a table.
     """
     features = training_features(data, encoder=source.encoder, normalise=source.normalise, device=source.device)
-    grid: dict[str, tuple[float | int, ...]] = {"beta": betas, "gamma": gammas, "temperature": temperatures}
+    grid: dict[str, tuple[float | int, ...]] = {
+        "beta": betas, "gamma": gammas, "temperature": temperatures, "binarisation_weight": binarisation_weights
+    }  # fmt: skip
     if ks:
         grid["k"] = ks
 

@@ -41,7 +41,7 @@ class GNAHSettings:
         gamma: Decay of that weight an epoch.
         k: Prototypes; by the elbow of k-means when absent.
         k_max: Most prototypes the elbow looks at.
-        binarisation_weight: Weight of the binarisation.
+        binarisation_weight: Weight of the binarisation; 1 in the paper, which with ``unit`` freezes bits early.
         noise: ``total``, or ``per_coordinate`` as Eq. 7 is printed (does not train).
         reference: ``unit``, or ``pm1`` as Eq. 11 is printed (does not train).
         assign_space: Instances belong to the nearest prototype among features (``latent``), or to the nearest anchor
@@ -57,7 +57,7 @@ class GNAHSettings:
     gamma: float = 0.01
     k: int | None = None
     k_max: int = 20
-    binarisation_weight: float = 1.0
+    binarisation_weight: float = 0.1
     noise: NoiseScale = "total"
     reference: BinaryReference = "unit"
     assign_space: Literal["latent", "hamming"] = "latent"
