@@ -193,6 +193,11 @@ def test_resampled_prediction_comes_back_to_the_inputs_grid(place, tmp_path):
     found = nib.load(tmp_path / "o" / "case0.nii.gz")
     assert found.shape == (18, 14, 16)
     np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
+    case = place / "data" / "images" / "case0.nii.gz"
+    assert run("predict", tmp_path / "r", case, tmp_path / "b", "--batch-size", 4) == 0
+    np.testing.assert_array_equal(nib.load(tmp_path / "b" / "case0.nii.gz").dataobj, found.dataobj)
+    assert run("predict", tmp_path / "r", case, tmp_path / "c", "--batch-size", 0) == 2
+    assert not (tmp_path / "c").exists()
 
 
 def test_prototypes_and_compare(place, tmp_path, capsys):

@@ -459,6 +459,8 @@ def test_slabs_equal_the_average_over_all_windows(shape, batch):
     cut = [slice(before, before + side) for (before, _), side in zip(padding, shape)]
     torch.testing.assert_close(ours, (total / count)[(slice(None), *cut)])
     assert sum(calls) == windows
+    assert max(calls) <= batch
+    assert max(calls) - min(calls) <= 1  # a slab's windows are divided evenly
 
 
 def test_prediction_holds_one_slab_of_classes_only():

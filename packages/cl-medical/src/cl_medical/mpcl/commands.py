@@ -226,6 +226,7 @@ def predict(
     prototype_map: bool = False,
     winners: bool = False,
     largest_component: bool | None = None,
+    batch_size: int = 1,
     device: str = "auto",
     overwrite: bool = False,
 ) -> int:
@@ -241,9 +242,12 @@ def predict(
         prototype_map: Write CASE_prototypes.nii.gz too: the class of the nearest prototype.
         winners: Write CASE_winners.nii.gz too: 1 + class * K + index of the nearest prototype.
         largest_component: Keep only the largest piece of every structure; as in training if absent.
+        batch_size: Windows the network sees at once; more are faster on a GPU or with small patches, and take memory.
         device: cpu, cuda, or auto.
         overwrite: Replace existing files.
     """
+    if batch_size < 1:
+        raise InputError("the network sees at least one window", where="--batch-size", why=f"got {batch_size}")
     segmenter = Segmenter.load(run, device)
     if largest_component is not None:
         segmenter.plan = dataclasses.replace(segmenter.plan, largest_component=largest_component)
@@ -255,7 +259,9 @@ def predict(
     for path in tracked(paths, "segmenting", True):
         try:
             image = read_image(path)
-            found = segmenter.segment(image, probabilities=probabilities, prototypes=prototype_map or winners)
+            found = segmenter.segment(
+                image, probabilities=probabilities, prototypes=prototype_map or winners, batch=batch_size
+            )
             _write(found, image, out, case_name(path), endings)
         except (InputError, OSError, MemoryError, RuntimeError) as error:  # torch runs out of memory as RuntimeError
             if len(paths) == 1:
