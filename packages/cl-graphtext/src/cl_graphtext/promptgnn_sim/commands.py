@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json as json_format
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -344,6 +345,7 @@ def evaluate(
                 known = None if kind == "text-drop" and rate else x
                 found = judge_links(model, noisy, dataclasses.replace(links, messages=noisy.edges), x=known)["test"]
             rows.append({"noise": f"{kind}:{rate:g}" if rate else "none", "seed": seed, **found})
+            _tell(f"{rows[-1]['noise']}, draw {seed}: accuracy {found['accuracy']:.3f}")
     folder = RunFolder.open(run)
     results = folder.results()
     results["evaluation"] = rows
@@ -435,6 +437,7 @@ def robustness(
                 scores = judge_nodes(model, noisy, parts, x=fixed)["test"]
                 curves[method][rate].append(scores["accuracy"])
                 rows.append({"method": method, "rate": rate, "seed": seed, **scores})
+                _tell(f"{kind}:{rate:g}, seed {seed}, {method}: accuracy {scores['accuracy']:.3f}")
     report = Report(f"Robustness of {data.name}: {kind}")
     report.facts({"nodes": len(graph), "edges": len(graph.edges), "split": split, "seeds": seeds, "steps": steps})
     report.figure(
@@ -757,6 +760,11 @@ def _print_facts(facts: Mapping[str, Any], out: Path) -> None:
             value = ", ".join(f"{key} {count}" for key, count in value.items())
         print(f"{name}: {f'{value:.3f}' if isinstance(value, float) else value}")
     print(f"graph in {out}")
+
+
+def _tell(line: str) -> None:
+    """A result as soon as it is there: prompts are encoded anew for every noise, which takes minutes."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _positive(value: int, option: str) -> None:
