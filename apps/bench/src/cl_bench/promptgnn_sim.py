@@ -69,7 +69,7 @@ def claims(
     seeds: Sequence[int],
     data: Path | None,
     *,
-    steps: int = 60,
+    steps: int = 150,
     nodes: int = 1000,
     cache: Path | None = None,
 ) -> list[Claim]:
