@@ -33,12 +33,13 @@ _T = TypeVar("_T")
 
 _NETWORK = NetworkConfig(width=8, downsamplings=3)
 _VOXELS = 4000
-_ARMS: dict[str, tuple[Method, Preset]] = {
-    "sup": ("sup", "corrected"),
-    "mean-teacher": ("mean-teacher", "corrected"),
-    "k1": ("upcol", "corrected"),
-    "mpcl paper-code": ("mpcl", "paper-code"),
-    "mpcl": ("mpcl", "corrected"),
+_ARMS: dict[str, tuple[Method, Preset, MethodOptions]] = {
+    "sup": ("sup", "corrected", MethodOptions()),
+    "mean-teacher": ("mean-teacher", "corrected", MethodOptions()),
+    "k1": ("upcol", "corrected", MethodOptions()),
+    "mpcl paper-code": ("mpcl", "paper-code", MethodOptions()),
+    "mpcl without contrast": ("mpcl", "corrected", MethodOptions(contrast=0.0)),
+    "mpcl": ("mpcl", "corrected", MethodOptions()),
 }
 # All voxels: prototypes of different draws differ by more than the collapsed ones differ from the mean.
 _FIXED = {
@@ -211,8 +212,8 @@ def _train(task: _Task, method: MethodSettings, preset: Preset, seed: int, steps
 
 
 def _arm(task: _Task, arm: str, seed: int, steps: int) -> dict[str, float]:
-    method, preset = _ARMS[arm]
-    options = MethodOptions(max_voxels=_VOXELS)
+    method, preset, options = _ARMS[arm]
+    options = dataclasses.replace(options, max_voxels=_VOXELS)
     return _judged(task, _train(task, resolve_method(method, preset, options), preset, seed, steps))
 
 

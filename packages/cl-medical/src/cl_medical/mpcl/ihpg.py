@@ -32,7 +32,7 @@ class PrototypeSettings:
             published form, under which they all move to the class mean.
         gradient: ``means`` takes the last assignment as a constant: a prototype is the weighted mean of its voxels'
             features. ``iterations`` differentiates through all of k-means, as published; under the sharp assignment
-            these gradients grow to hundreds of times those of the supervised loss.
+            single steps then have gradients far above those of the supervised loss.
         max_voxels: Random voxels of a class that enter k-means; 0 for all of them. Histograms use all voxels.
     """
 

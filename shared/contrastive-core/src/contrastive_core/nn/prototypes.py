@@ -41,8 +41,8 @@ def soft_kmeans(
 
     No ``[n k d]`` array is made. Beyond ``chunk`` rows the assignment of each block is recomputed in backward.
 
-    The gradient through many sharp iterations can grow with each of them, to hundreds of times its size: where it is
-    not wanted for itself, let it end at the means.
+    The gradient through many sharp iterations can grow with each of them: where it is not wanted for itself, let it end
+    at the means.
 
     Args:
         x: Rows to cluster, in float32 or wider (half precision is widened).
