@@ -301,6 +301,8 @@ def test_splits_that_cannot_be_drawn_are_refused(pairs):
     with pytest.raises(InputError, match="number of queries"):
         draw_split(pairs, queries=60)
     single = PairFeatures(pairs.ids[:8], pairs.image[:8], pairs.text[:8], np.eye(8, dtype=np.uint8))
+    with pytest.raises(InputError, match="too few labelled pairs"):
+        draw_split(single.take(np.arange(3)))
     with pytest.raises(InputError, match="two relevant"):  # classes with one item each
         draw_split(single, queries=2)
 

@@ -167,6 +167,11 @@ def _group(
     keep: int | None,
     trained_on: Collection[str] = (),
 ) -> Group:
+    if queries is None and len(rows) < 4:
+        raise InputError(
+            "there are too few labelled pairs to set queries apart", where="the pairs", why=f"there are {len(rows)}",
+            remedy="give at least four, or leave the labels out",
+        )  # fmt: skip
     count = min(MOST_QUERIES, len(rows) // 4) if queries is None else queries
     if not 0 < count < len(rows) - (keep or 0):
         raise InputError(
