@@ -162,7 +162,7 @@ def _outcome(
     notes = [
         f"{title}: {len(graph)} nodes, {len(graph.edges)} edges, {len(graph.classes)} classes, homophily "
         f"{homophily(graph.edges, graph.labels):.3f}; all-MiniLM-L6-v2, 128 tokens of text and 64 of prompt; "
-        f"{task.steps} steps of AdamW at {_LR}, best of 10 or fewer validations, seeds {', '.join(map(str, seeds))}",
+        f"{task.steps} steps of AdamW at {_LR}, best of validations every 10 steps, seeds {', '.join(map(str, seeds))}",
         "test accuracy; every arm is trained and tested on the rewired graph; T does not see it",
         "S keeps the neighbours of the highest attention and is a GAT on them; F, λ=1 is the whole method on these",
     ]
