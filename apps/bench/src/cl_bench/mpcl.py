@@ -38,6 +38,7 @@ _ARMS: dict[str, tuple[Method, Preset, MethodOptions]] = {
     "mean-teacher": ("mean-teacher", "corrected", MethodOptions()),
     "k1": ("upcol", "corrected", MethodOptions()),
     "mpcl paper-code": ("mpcl", "paper-code", MethodOptions()),
+    "mpcl, gradients through k-means": ("mpcl", "corrected", MethodOptions(gradient="iterations")),
     "mpcl without contrast": ("mpcl", "corrected", MethodOptions(contrast=0.0)),
     "mpcl": ("mpcl", "corrected", MethodOptions()),
 }
