@@ -353,7 +353,7 @@ def evaluate(
     if json:
         print(json_format.dumps({"run": str(run), "rows": rows}, indent=2))
         return
-    names = [name for name in rows[0] if name not in ("noise", "seed")]
+    names = [name for name in rows[0] if name not in ("noise", "seed", "nodes", "pairs")]
     for noise in dict.fromkeys(row["noise"] for row in rows):
         mine = [row for row in rows if row["noise"] == noise]
         values = ", ".join(f"{name} {statistics.fmean(row[name] for row in mine):.3f}" for name in names)
@@ -511,7 +511,7 @@ def transfer(
     if json:
         print(json_format.dumps({"task": task, **found}, indent=2))
     else:
-        print(", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+        print(", ".join(f"{name} {value:.3f}" for name, value in found.items() if name not in ("nodes", "pairs")))
 
 
 def predict(
