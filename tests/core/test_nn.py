@@ -218,6 +218,11 @@ class TestSoftKMeans:
         assert torch.isfinite(x.grad).all()
         assert torch.isfinite(assigned).all()
 
+    @pytest.mark.unchecked
+    def test_an_unknown_gradient(self):
+        with pytest.raises(ValueError, match="gradient is one of"):
+            soft_kmeans(rand(4, 2), rand(2, 2), gradient="mean")
+
     @pytest.mark.parametrize(
         "wrong", [{"iters": 0}, {"beta": 0.0}, {"power": -1.0}, {"temperature": 0.0}, {"chunk": 0}]
     )

@@ -1,7 +1,7 @@
 """Text-attributed graphs as others publish them: PromptGFM, Planetoid, WikiCS, CS-TAG."""
 
-import ast
 import io
+import json
 import pickle
 import re
 import warnings
@@ -266,10 +266,10 @@ def _agreement(texts: list[str], labels: np.ndarray) -> float:
 
 def _whole_numbers(text: str, where: str) -> list[int]:
     try:
-        value = ast.literal_eval(text) if text.strip() else []
+        value = json.loads(text) if text.strip() else []
         if not isinstance(value, list) or not all(isinstance(each, int) for each in value):
             raise ValueError("no list of whole numbers")
-    except (ValueError, SyntaxError) as error:
+    except ValueError as error:
         raise InputError(
             "a list of neighbours cannot be read", where=where, why=str(error), remedy="write it as [1, 2, 3]"
         ) from error

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from contrastive_core.errors import InputError
 from contrastive_core.nn import match_prototypes, soft_kmeans
+from contrastive_core.nn.prototypes import Gradient
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from cl_medical.mpcl.features import features_at, mean_feature
 
 Assignment = Literal["sharp", "official"]
 Seeding = Literal["intensity", "random", "k-means"]
-Gradient = Literal["means", "iterations"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,11 @@ import lightning as L
 import torch
 from contrastive_core.errors import ContrastiveWarning, InputError
 from contrastive_core.nn import EMATeacher, sigmoid_rampup
+from contrastive_core.nn.prototypes import Gradient
 from contrastive_core.training import seeded_generator
 from torch import Tensor
 
-from cl_medical.mpcl.ihpg import Assignment, Gradient, Prototypes, PrototypeSettings, Seeding, ihpg, spread
+from cl_medical.mpcl.ihpg import Assignment, Prototypes, PrototypeSettings, Seeding, ihpg, spread
 from cl_medical.mpcl.model import VNet
 from cl_medical.mpcl.objective import (
     Positives,

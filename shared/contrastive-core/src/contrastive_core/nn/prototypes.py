@@ -1,6 +1,6 @@
 """Several prototypes a class: finding them by soft k-means, classifying with them, fusing two sets of them."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,8 @@ def soft_kmeans(
         [0.05, 1.05]
     """
     _check_kmeans(x, init, iters, beta, power, temperature, extra, init_extra, chunk)
+    if gradient not in get_args(Gradient):
+        raise ValueError(f"gradient is one of {', '.join(get_args(Gradient))}, got {gradient}")
     wide = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         rows, centers = x.to(wide), init.to(wide)
