@@ -57,9 +57,12 @@ class Installed:
         """Run a line of Python there, one thread, outside the workspace's environment."""
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
         return subprocess.run(
-            [self.python, "-c", code, *words], cwd=cwd, env={**environment, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True,
-        )  # fmt: skip
+            [self.python, "-c", code, *words],
+            cwd=cwd,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
 
 
 @pytest.fixture(scope="session")

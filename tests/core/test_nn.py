@@ -168,9 +168,17 @@ class TestSoftKMeans:
         start = 0.9 * x[:4].detach() + 0.2
         want = self.dense(x, start, 4, weigh, e, e[:4], 0.5)
         got = soft_kmeans(
-            x, start, iters=4, assignment=kind, power=0.5, temperature=0.3, extra=e, init_extra=e[:4],
-            extra_weight=0.5, chunk=chunk,
-        )  # fmt: skip
+            x,
+            start,
+            iters=4,
+            assignment=kind,
+            power=0.5,
+            temperature=0.3,
+            extra=e,
+            init_extra=e[:4],
+            extra_weight=0.5,
+            chunk=chunk,
+        )
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
         probe = rand(4, 5, seed=2)

@@ -109,11 +109,16 @@ def test_min_and_r_differ_when_k_is_below_r():
     gallery, relevant = np.array([[3.0], [2.0], [1.0]]), np.ones(3, int)
     kinds = {
         denominator: retrieval_scores(
-            np.ones((1, 1)), np.ones(1, int), gallery, relevant, similarity="dot", measures=("map@2",),
+            np.ones((1, 1)),
+            np.ones(1, int),
+            gallery,
+            relevant,
+            similarity="dot",
+            measures=("map@2",),
             denominator=denominator,
         )["map@2"]
         for denominator in ("retrieved", "min", "R")
-    }  # fmt: skip
+    }
     assert kinds == {"retrieved": 1.0, "min": 1.0, "R": pytest.approx(2 / 3)}
 
 
@@ -183,8 +188,9 @@ def test_the_query_itself_is_left_out(kind, ties):
 
 def test_all_items_with_the_id_are_left_out():
     gallery = np.array([[1.0], [1.0], [0.9], [0.8]])
-    ranking = RetrievalRanking(gallery, np.array([1, 1, 0, 1]), ids=np.array(["a", "a", "b", "c"]), similarity="dot",
-                               measures=("map",))  # fmt: skip
+    ranking = RetrievalRanking(
+        gallery, np.array([1, 1, 0, 1]), ids=np.array(["a", "a", "b", "c"]), similarity="dot", measures=("map",)
+    )
     ranking.update(np.ones((1, 1)), np.ones(1, int), ids=np.array(["a"]))
     assert ranking.compute()["map"] == 0.5
 

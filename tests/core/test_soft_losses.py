@@ -39,9 +39,17 @@ def test_limits():
     assert float(soft_info_nce(eye, eye, temperature=0.01)) < 1e-3
     same = torch.ones(6, 3)
     assert float(soft_info_nce(same, eye[:, :3] + 1, temperature=0.1, symmetric=False)) == pytest.approx(
-        float(-torch.log_softmax((torch.nn.functional.normalize(same, dim=1) @ torch.nn.functional.normalize(
-            eye[:, :3] + 1, dim=1).T) / 0.1, 1).diagonal().mean()), rel=1e-5
-    )  # fmt: skip
+        float(
+            -torch.log_softmax(
+                (torch.nn.functional.normalize(same, dim=1) @ torch.nn.functional.normalize(eye[:, :3] + 1, dim=1).T)
+                / 0.1,
+                1,
+            )
+            .diagonal()
+            .mean()
+        ),
+        rel=1e-5,
+    )
     assert float(soft_info_nce(same, same)) == pytest.approx(math.log(6), rel=1e-6)
 
 

@@ -211,8 +211,12 @@ def test_ood(place, tmp_path, capsys):
     assert results["images"] == 12  # the test part
     assert len(results["corruptions"]) == 5 * 5 * 5
     assert {row["corruption"] for row in results["spearman_with_severity"]} == {
-        "noise", "blur", "contrast", "pixelate", "jpeg",
-    }  # fmt: skip
+        "noise",
+        "blur",
+        "contrast",
+        "pixelate",
+        "jpeg",
+    }
     for row in results["ood"]:
         assert 0 <= row["auroc"] <= 1
         assert 0 <= row["fpr95"] <= 1

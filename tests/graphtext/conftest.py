@@ -26,9 +26,15 @@ def themed(n=90, seed=0, homophilic=4):
         mine = np.flatnonzero(labels == labels[node])
         edges += [(node, other) for other in rng.choice(mine[mine != node], homophilic // 2, replace=False)]
     return build(
-        ids=[f"n{i}" for i in range(n)], texts=texts, titles=[f"title {i}" for i in range(n)], labels=labels,
-        classes=names, edges=undirected(np.array(edges)), noun="article", where="test",
-    )  # fmt: skip
+        ids=[f"n{i}" for i in range(n)],
+        texts=texts,
+        titles=[f"title {i}" for i in range(n)],
+        labels=labels,
+        classes=names,
+        edges=undirected(np.array(edges)),
+        noun="article",
+        where="test",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +71,17 @@ def llama(tmp_path_factory):
     size = _tokenizer(folder, [*THEMES, *(word for words in THEMES.values() for word in words)])
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, eos_token_id=2, bos_token_id=2,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 

@@ -32,9 +32,16 @@ from contrastive_core.training import RunFolder, TrainSettings
 from .conftest import Words, themed
 
 SMALL = {
-    "network.width": 16, "network.heads": 2, "network.fusion-heads": 2, "network.dropout": 0.1, "stages.warmup": 10,
-    "steps": 40, "optim.lr": 0.01, "batch-size": 64, "text.device": "cpu",
-}  # fmt: skip
+    "network.width": 16,
+    "network.heads": 2,
+    "network.fusion-heads": 2,
+    "network.dropout": 0.1,
+    "stages.warmup": 10,
+    "steps": 40,
+    "optim.lr": 0.01,
+    "batch-size": 64,
+    "text.device": "cpu",
+}
 NETWORK = NetworkConfig(width=16, heads=2, fusion_heads=2, dropout=0.1)
 
 
@@ -59,9 +66,14 @@ def options(*flags, **changes):
 def recipe(method="promptgnn-sim", steps=40, **options):
     train = TrainSettings(steps=steps, progress=False, validate_every=10, seed=options.pop("seed", 0), log_every=5)
     return Recipe(
-        method=method, batch_size=64, network=options.pop("network", NETWORK), stages=StageSettings(warmup=10),
-        optim=dataclasses.replace(Recipe().optim, lr=0.01), train=train, **options,
-    )  # fmt: skip
+        method=method,
+        batch_size=64,
+        network=options.pop("network", NETWORK),
+        stages=StageSettings(warmup=10),
+        optim=dataclasses.replace(Recipe().optim, lr=0.01),
+        train=train,
+        **options,
+    )
 
 
 def words_pipeline(prompting=True, settings=None):

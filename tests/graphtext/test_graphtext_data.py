@@ -43,9 +43,14 @@ def write_csv(path, rows):
 def test_edges_become_undirected_unique_and_loopless_with_a_note():
     with pytest.warns(ContrastiveWarning) as notes:
         graph = build(
-            ids=["a", "b", "c"], texts=["x  y\n z", "", ""], titles=["", "t", ""], labels=np.array([0, 0, -1]),
-            classes=["k"], edges=np.array([[1, 0], [0, 1], [0, 1], [2, 2]]), where="data",
-        )  # fmt: skip
+            ids=["a", "b", "c"],
+            texts=["x  y\n z", "", ""],
+            titles=["", "t", ""],
+            labels=np.array([0, 0, -1]),
+            classes=["k"],
+            edges=np.array([[1, 0], [0, 1], [0, 1], [2, 2]]),
+            where="data",
+        )
     text = " ".join(str(note.message) for note in notes)
     assert "1 self-loops" in text
     assert "1 duplicate edges" in text
@@ -76,9 +81,13 @@ def test_edges_become_undirected_unique_and_loopless_with_a_note():
 )
 def test_graphs_that_cannot_be_are_refused(change, text):
     good = {
-        "ids": ["a", "b"], "texts": ["x", "y"], "titles": ["", ""], "labels": np.array([0, 1]),
-        "classes": ["k", "l"], "edges": np.array([[0, 1]]),
-    }  # fmt: skip
+        "ids": ["a", "b"],
+        "texts": ["x", "y"],
+        "titles": ["", ""],
+        "labels": np.array([0, 1]),
+        "classes": ["k", "l"],
+        "edges": np.array([[0, 1]]),
+    }
     with pytest.raises(InputError, match=text):
         build(**{**good, **change})
 
@@ -145,9 +154,13 @@ def test_noise_that_cannot_be_is_refused(graph):
     with pytest.raises(InputError, match="rate"):
         graph_perturb(graph, "drop", 1.5)
     complete = build(
-        ids=list("abc"), texts=list("abc"), titles=list("abc"), labels=np.zeros(3, int), classes=["k"],
+        ids=list("abc"),
+        texts=list("abc"),
+        titles=list("abc"),
+        labels=np.zeros(3, int),
+        classes=["k"],
         edges=np.array([[0, 1], [1, 2], [0, 2]]),
-    )  # fmt: skip
+    )
     assert len(graph_perturb(complete, "add", 1.0).edges) == 3
 
 
@@ -158,9 +171,16 @@ def test_noise_that_cannot_be_is_refused(graph):
 def test_a_folder_reads_back_what_was_written(graph, tmp_path, table):
     split = random_split(graph.labels, seed=0)
     full = build(
-        ids=graph.ids, texts=graph.texts, titles=graph.titles, labels=np.where(np.arange(90) < 80, graph.labels, -1),
-        classes=graph.classes, descriptions=["a", "b", "c"], edges=graph.edges, split=split, noun="article",
-    )  # fmt: skip
+        ids=graph.ids,
+        texts=graph.texts,
+        titles=graph.titles,
+        labels=np.where(np.arange(90) < 80, graph.labels, -1),
+        classes=graph.classes,
+        descriptions=["a", "b", "c"],
+        edges=graph.edges,
+        split=split,
+        noun="article",
+    )
     write_graph(full, tmp_path / "g", format=table)
     back = read_graph(tmp_path / "g")
     assert (back.ids, back.texts, back.titles, back.classes) == (full.ids, full.texts, full.titles, full.classes)
@@ -289,11 +309,14 @@ def planetoid(folder, **replaced):
     """Five nodes; nodes 3 and 4 are the test, in the order 4, 3."""
     one = np.eye(2, dtype=np.int32)
     content = {
-        "x": csr_matrix(np.eye(2, dtype=np.float32)), "y": one[[0, 1]],
-        "allx": csr_matrix(np.ones((3, 2), np.float32)), "ally": one[[0, 1, 1]],
-        "tx": csr_matrix(np.ones((2, 2), np.float32)), "ty": one[[0, 1]],
+        "x": csr_matrix(np.eye(2, dtype=np.float32)),
+        "y": one[[0, 1]],
+        "allx": csr_matrix(np.ones((3, 2), np.float32)),
+        "ally": one[[0, 1, 1]],
+        "tx": csr_matrix(np.ones((2, 2), np.float32)),
+        "ty": one[[0, 1]],
         "graph": {0: [1, 1], 1: [0, 2], 2: [1], 3: [4], 4: [3, 4]},
-    }  # fmt: skip
+    }
     for name, value in (content | replaced).items():
         (folder / f"ind.tiny.{name}").write_bytes(value if isinstance(value, bytes) else pickle.dumps(value, 2))
     (folder / "ind.tiny.test.index").write_text("4\n3\n")
@@ -339,9 +362,12 @@ def test_planetoid_files_that_ask_for_more_are_refused(tmp_path, monkeypatch):
 def test_wikics_joins_links_and_tokens(tmp_path):
     masks = [[True, False, False]]
     data = {
-        "labels": [0, 1, 1], "links": [[1], [2], []], "train_masks": masks, "val_masks": [[False, True, False]],
+        "labels": [0, 1, 1],
+        "links": [[1], [2], []],
+        "train_masks": masks,
+        "val_masks": [[False, True, False]],
         "test_mask": [False, False, True],
-    }  # fmt: skip
+    }
     nodes = [{"id": 10 + i, "title": f"T_{i}", "tokens": ["word", str(i)]} for i in range(3)]
     (tmp_path / "data.json").write_text(json.dumps(data))
     (tmp_path / "metadata.json").write_text(json.dumps({"nodes": nodes, "labels": {"0": "Logic", "1": "Chess"}}))

@@ -35,9 +35,15 @@ def csr_of(edges, n):
 def pick(csr, attention, unit, weight, k, threshold=-2.0, extra=NONE, width=None):
     n = len(csr)
     return select(
-        csr, attention, unit, extra=extra, weight=torch.full((n,), float(weight)), k=torch.full((n,), k),
-        threshold=threshold, width=width or k,
-    )  # fmt: skip
+        csr,
+        attention,
+        unit,
+        extra=extra,
+        weight=torch.full((n,), float(weight)),
+        k=torch.full((n,), k),
+        threshold=threshold,
+        width=width or k,
+    )
 
 
 @pytest.fixture
@@ -56,8 +62,10 @@ def test_structure_alone_orders_by_attention_and_text_alone_by_cosine(star):
     assert pick(csr, attention, unit, 1, 5).neighbours[0].tolist() == [2, 5, 3, 1, 4]
     assert pick(csr, attention, unit, 0, 5).neighbours[0].tolist() == [4, 1, 3, 2, 5]
     mixed = pick(csr, attention, unit, 0.5, 5)
-    wanted = {j: 0.5 * a / 0.4 + 0.5 * max(0.0, float(unit[0] @ unit[j])) for j, a in
-              zip(range(1, 6), [0.1, 0.4, 0.2, 0.05, 0.25])}  # fmt: skip
+    wanted = {
+        j: 0.5 * a / 0.4 + 0.5 * max(0.0, float(unit[0] @ unit[j]))
+        for j, a in zip(range(1, 6), [0.1, 0.4, 0.2, 0.05, 0.25])
+    }
     order = sorted(wanted, key=lambda j: -wanted[j])
     assert mixed.neighbours[0].tolist() == order
     torch.testing.assert_close(mixed.scores[0], torch.tensor([wanted[j] for j in order]))
@@ -313,9 +321,11 @@ def test_the_order_of_neighbours_does_not_matter_and_a_score_of_nothing_weighs_n
         faint = torch.tensor([[0.9, 0.4, 0.0], [0.5, 0.3, 0.0]])
         gone = torch.tensor([[1, 2, -1], [5, 6, -1]])
         torch.testing.assert_close(
-            fusion(graph, x, rows, prompts, near, faint).z, fusion(graph, x, rows, prompts, gone, faint).z,
-            atol=1e-4, rtol=1e-3,
-        )  # fmt: skip
+            fusion(graph, x, rows, prompts, near, faint).z,
+            fusion(graph, x, rows, prompts, gone, faint).z,
+            atol=1e-4,
+            rtol=1e-3,
+        )
         alone = fusion(graph, x, rows, prompts, torch.full((2, 3), -1), torch.zeros(2, 3)).z
     assert torch.isfinite(alone).all()
     assert not torch.allclose(z, alone, atol=1e-2)

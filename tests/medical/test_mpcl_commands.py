@@ -18,8 +18,27 @@ from contrastive_core.errors import InputError
 from safetensors.torch import load_file
 
 AFFINE = np.array([[-0.9, 0.3, 0.1, 40], [0.2, 1.4, -0.4, -30], [0.1, 0.2, 2.5, 7], [0, 0, 0, 1.0]])
-TINY = ["--network.width", "4", "--network.downsamplings", "2", "--patch", "16", "12", "16", "--stride", "8", "8", "8",
-        "--labelled", "2", "--no-progress", "--accelerator", "cpu", "--log-every", "1"]  # fmt: skip
+TINY = [
+    "--network.width",
+    "4",
+    "--network.downsamplings",
+    "2",
+    "--patch",
+    "16",
+    "12",
+    "16",
+    "--stride",
+    "8",
+    "8",
+    "8",
+    "--labelled",
+    "2",
+    "--no-progress",
+    "--accelerator",
+    "cpu",
+    "--log-every",
+    "1",
+]
 
 
 def save(path, array, affine=AFFINE):
@@ -290,8 +309,11 @@ def test_prepare_crops_resamples_and_splits(place, tmp_path, capsys):
     assert about["settings"]["patch"] == [112, 112, 80]
     data = read_cases(tmp_path / "la")
     assert {part: len(names) for part, names in data.lists.items()} == {
-        "labelled": 2, "unlabelled": 4, "validation": 1, "test": 2,
-    }  # fmt: skip
+        "labelled": 2,
+        "unlabelled": 4,
+        "validation": 1,
+        "test": 2,
+    }
     assert data.classes == ("background", "left atrium")
     original = nib.load(raw / "images" / "case0.nii.gz")
     moved = nib.load(tmp_path / "la" / "images" / "case0.nii.gz")
@@ -409,10 +431,16 @@ def test_truncated_volumes_are_named(place, tmp_path, capsys):
 def test_patches_depend_on_seed_and_item_alone_and_visit_all_cases():
     volumes = [(torch.full((1, 20, 20, 20), float(i)), torch.full((20, 20, 20), i)) for i in range(4)]
     plan = DataPlan.from_dict(
-        {"patch": [8, 8, 8], "stride": [4, 4, 4], "augment": "flip-rotate", "classes": ["a", "b"],
-         "preprocessing": {"scaling": "none", "window": [0, 1], "spacing": None}, "merge_labels": False,
-         "largest_component": True}
-    )  # fmt: skip
+        {
+            "patch": [8, 8, 8],
+            "stride": [4, 4, 4],
+            "augment": "flip-rotate",
+            "classes": ["a", "b"],
+            "preprocessing": {"scaling": "none", "window": [0, 1], "spacing": None},
+            "merge_labels": False,
+            "largest_component": True,
+        }
+    )
     pairs = PatchPairs(volumes, volumes, 8, plan, seed=1, ratio=2)
     again = PatchPairs(volumes, volumes, 8, plan, seed=1, ratio=2)
     for item in range(8):

@@ -355,7 +355,12 @@ def test_supervised_losses_are_the_textbook_ones():
     fixed = torch.autograd.grad((-((1 - true.detach()) ** 2) * true.log()).mean(), logits)[0]
     torch.testing.assert_close(ours, fixed)
     heads = torch.stack([logits] * 4)
-    each = [F.cross_entropy(logits, target), dice_loss(logits, target), focal_loss(logits, target), soft_iou_loss(logits, target)]  # fmt: skip # noqa: E501
+    each = [
+        F.cross_entropy(logits, target),
+        dice_loss(logits, target),
+        focal_loss(logits, target),
+        soft_iou_loss(logits, target),
+    ]  # noqa: E501
     torch.testing.assert_close(supervised_loss(heads, target), torch.stack(each).mean())
 
 

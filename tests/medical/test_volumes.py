@@ -328,9 +328,17 @@ def test_lists_fix_the_parts_they_name_and_no_others(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[1]", '{"patients": ["c0"]}', '{"settings": 3}', '{"labels": 3}', '{"labels": {"0": "a", "2": "b"}}',
-             '{"labels": {"background": 0, "thing": "x"}}', "{"],
-)  # fmt: skip
+    "text",
+    [
+        "[1]",
+        '{"patients": ["c0"]}',
+        '{"settings": 3}',
+        '{"labels": 3}',
+        '{"labels": {"0": "a", "2": "b"}}',
+        '{"labels": {"background": 0, "thing": "x"}}',
+        "{",
+    ],
+)
 def test_malformed_descriptions_are_refused(tmp_path, text):
     pairs(tmp_path)
     (tmp_path / "dataset.json").write_text(text)

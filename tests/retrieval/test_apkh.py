@@ -216,14 +216,28 @@ def test_every_switch_changes_the_loss(pairs):
 
     base = loss()
     switches = [
-        {"smooth": False}, {"discount": True}, {"align": "nce"}, {"align": "none"}, {"samples": 4},
-        {"reference": "pm1"}, {"noise": "per_coordinate"}, {"mode": "frozen"},
-        {"anchor_weight": 5.0}, {"temperature": 0.2},
-        *({"config": APKHConfig(bits=16, hidden=32, **change)} for change in (
-            {"inputs": "raw"}, {"inputs": "both"}, {"normalise_kernel": False}, {"standardise": False},
-            {"shared": False},
-        )), {"config": APKHConfig(bits=16, hidden=0)},
-    ]  # fmt: skip
+        {"smooth": False},
+        {"discount": True},
+        {"align": "nce"},
+        {"align": "none"},
+        {"samples": 4},
+        {"reference": "pm1"},
+        {"noise": "per_coordinate"},
+        {"mode": "frozen"},
+        {"anchor_weight": 5.0},
+        {"temperature": 0.2},
+        *(
+            {"config": APKHConfig(bits=16, hidden=32, **change)}
+            for change in (
+                {"inputs": "raw"},
+                {"inputs": "both"},
+                {"normalise_kernel": False},
+                {"standardise": False},
+                {"shared": False},
+            )
+        ),
+        {"config": APKHConfig(bits=16, hidden=0)},
+    ]
     values = [loss(**switch) for switch in switches]
     assert all(math.isfinite(v) and abs(v - base) > 1e-6 for v in values), list(zip(switches, values, strict=True))
 
@@ -290,10 +304,12 @@ def test_banks_are_read_from_text_and_vaw(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"red\nRed\n", "line 2"), (b"red\n\nblue\n", "line 2"), (b"red\n\xff\xfe\n", "line 2"),
+        (b"red\nRed\n", "line 2"),
+        (b"red\n\nblue\n", "line 2"),
+        (b"red\n\xff\xfe\n", "line 2"),
         (b"red\n", "two attributes"),
     ],
-)  # fmt: skip
+)
 def test_bad_banks_are_refused_with_their_line(tmp_path, content, message):
     path = tmp_path / "bank.txt"
     path.write_bytes(content)

@@ -91,12 +91,15 @@ def test_the_step_is_the_weighted_sum_of_its_terms(pairs):
 @pytest.mark.parametrize(
     ("variant", "terms"),
     [
-        ("full", {"alignment", "contrast", "binarisation"}), ("no_p", {"contrast", "binarisation"}),
-        ("no_c", {"alignment", "binarisation"}), ("no_b", {"alignment", "contrast"}),
-        ("pairwise", {"contrast", "binarisation"}), ("relaxed_anchor", {"alignment", "contrast", "binarisation"}),
+        ("full", {"alignment", "contrast", "binarisation"}),
+        ("no_p", {"contrast", "binarisation"}),
+        ("no_c", {"alignment", "binarisation"}),
+        ("no_b", {"alignment", "contrast"}),
+        ("pairwise", {"contrast", "binarisation"}),
+        ("relaxed_anchor", {"alignment", "contrast", "binarisation"}),
         ("projected_anchor", {"alignment", "contrast", "binarisation"}),
     ],
-)  # fmt: skip
+)
 def test_variants_have_their_terms_and_train(pairs, variant, terms):
     learner = learner_of(pairs, epochs=2, variant=variant)
     found = learner.step(*pairs, epoch=0, generator=step_generator(0, 0))

@@ -228,9 +228,24 @@ def test_unusual_ids_are_kept(location):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "../up", "a/../../b", "/etc/passwd", "a//b", "a/", "./a", "a\\b", "C:x", " a", "a ", "a\nb", "a\0", "\ud800",
-     "x" * 1025],
-)  # fmt: skip
+    [
+        "",
+        "../up",
+        "a/../../b",
+        "/etc/passwd",
+        "a//b",
+        "a/",
+        "./a",
+        "a\\b",
+        "C:x",
+        " a",
+        "a ",
+        "a\nb",
+        "a\0",
+        "\ud800",
+        "x" * 1025,
+    ],
+)
 def test_ids_that_leave_their_folder_or_cannot_be_shown(name, tmp_path):
     items = Items(["fine", name], np.zeros((2, 1), np.uint8), "image")
     with pytest.raises(InputError, match="an id cannot be used"):

@@ -95,9 +95,17 @@ def test_a_folder_of_npy_reads_and_so_does_a_file_of_it(tmp_path):
 
 def test_our_own_file_keeps_everything(tmp_path):
     features = PairFeatures(
-        tuple("abcdef"), X, Y, L, ("x", "y", "z"), texts=tuple("uvwxyz"), images=tuple("123456"),
-        encoder="some/encoder", fingerprint="f", source="folder",
-    )  # fmt: skip
+        tuple("abcdef"),
+        X,
+        Y,
+        L,
+        ("x", "y", "z"),
+        texts=tuple("uvwxyz"),
+        images=tuple("123456"),
+        encoder="some/encoder",
+        fingerprint="f",
+        source="folder",
+    )
     write_features(tmp_path / "f.npz", features)
     found = read_features(tmp_path / "f.npz")
     for name in ("ids", "classes", "texts", "images", "encoder", "fingerprint", "source"):

@@ -318,11 +318,14 @@ def test_bad_queries_are_refused(cache, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--pairs", "2"], "training pairs does not fit"), (["--queries", "60"], "number of queries"),
-        (["--beta", "2"], "--beta"), (["--k", "500"], "number of prototypes"), (["--bits", "0"], "cannot be built"),
+        (["--pairs", "2"], "training pairs does not fit"),
+        (["--queries", "60"], "number of queries"),
+        (["--beta", "2"], "--beta"),
+        (["--k", "500"], "number of prototypes"),
+        (["--bits", "0"], "cannot be built"),
         (["--batch-size", "0"], "--batch-size"),
     ],
-)  # fmt: skip
+)
 def test_bad_options_leave_no_model(cache, capsys, tmp_path, words, message):
     assert message in refused(capsys, "gnah", "train", cache / "emoji.npz", tmp_path / "run", "--no-progress", *words)
     assert not (tmp_path / "run" / "model.json").exists()

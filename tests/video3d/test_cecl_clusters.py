@@ -166,8 +166,13 @@ def resolution_set(videos=6, seed=0):
         grid = np.linspace(7, 14, 6)
         log_rate.append([grid, grid - 0.5, grid - 1.0])
         quality.append([36 + slope * (r - middle) * s for r, s in zip(log_rate[-1], (1.0, 0.7, 0.45), strict=True)])
-    return ResolutionCurves(tuple(f"v{k}@0" for k in range(videos)), (1.0, 0.667, 0.5), np.array(log_rate),
-                            np.array(quality), np.full(videos, 1080))  # fmt: skip
+    return ResolutionCurves(
+        tuple(f"v{k}@0" for k in range(videos)),
+        (1.0, 0.667, 0.5),
+        np.array(log_rate),
+        np.array(quality),
+        np.full(videos, 1080),
+    )
 
 
 def test_crossovers_are_where_curves_cross_and_monotone():
@@ -336,10 +341,12 @@ def test_backbones_by_name_and_by_file(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"bad")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     for name, weights, text in (
-        ("resnet18", None, "not named"), ("timm:nothing", None, "unknown backbone"),
-        ("timm:resnet10t", "bad.safetensors", "cannot be read"), ("timm:resnet10t", "gone", "missing"),
+        ("resnet18", None, "not named"),
+        ("timm:nothing", None, "unknown backbone"),
+        ("timm:resnet10t", "bad.safetensors", "cannot be read"),
+        ("timm:resnet10t", "gone", "missing"),
         ("timm:resnet10t", "other.safetensors", "another backbone"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=text):
             baselines.load_backbone(name, weights=None if weights is None else str(tmp_path / weights))
 
@@ -347,8 +354,9 @@ def test_backbones_by_name_and_by_file(tmp_path):
 def test_transformers_from_a_local_folder(tmp_path):
     import transformers
 
-    config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-                                    image_size=32, patch_size=16)  # fmt: skip
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16
+    )
     transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
     backbone = baselines.load_backbone(f"transformers:{tmp_path / 'vit'}")
     clips = np.random.default_rng(0).integers(0, 256, (2, 4, 48, 32), dtype=np.uint8)

@@ -124,9 +124,17 @@ def test_clips_are_spread_and_repeat(videos):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"frames": 2}, {"size": 63}, {"clips": 0}, {"stride": -1}, {"short_sides": ()},
-                 {"short_sides": (48,), "size": 96}, {"short_sides": (144, 144)}]
-)  # fmt: skip
+    "settings",
+    [
+        {"frames": 2},
+        {"size": 63},
+        {"clips": 0},
+        {"stride": -1},
+        {"short_sides": ()},
+        {"short_sides": (48,), "size": 96},
+        {"short_sides": (144, 144)},
+    ],
+)
 def test_clips_that_cannot_be_are_refused(settings):
     with pytest.raises(InputError, match="out of range"):
         ClipSettings(**settings)
@@ -234,8 +242,14 @@ def test_videos_that_cannot_be_used_are_left_out_and_listed(videos, tmp_path):
 
 
 def test_pq_is_refused_without_the_flag(tmp_path):
-    path = write(tmp_path / "hdr.mp4", film(10), pix_fmt="yuv420p10le", codec="libx265", color_trc=16,
-                 options={"preset": "ultrafast", "x265-params": "transfer=smpte2084:log-level=none"})  # fmt: skip
+    path = write(
+        tmp_path / "hdr.mp4",
+        film(10),
+        pix_fmt="yuv420p10le",
+        codec="libx265",
+        color_trc=16,
+        options={"preset": "ultrafast", "x265-params": "transfer=smpte2084:log-level=none"},
+    )
     with pytest.raises(InputError, match="PQ"):
         extract([Entry("v", path, "v")], tmp_path / "out", clips=SMALL, progress=False)
     allowed = ClipSettings(frames=8, size=64, clips=1, allow_pq=True)

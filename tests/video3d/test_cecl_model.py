@@ -156,8 +156,10 @@ def test_embedding_is_the_mean_over_a_grid_of_views():
     model.eval()
     views = [
         torch.from_numpy(clips[:, t : t + 4, y : y + 32, x : x + 32]).float() / 255
-        for t in (0, 4) for y in (0, 32) for x in (0, 32)
-    ]  # fmt: skip
+        for t in (0, 4)
+        for y in (0, 32)
+        for x in (0, 32)
+    ]
     with torch.inference_mode():
         expected = torch.stack([model.encoder(view) for view in views]).mean(0)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
@@ -180,11 +182,18 @@ def trained(echoes, folder, settings=None, **options):
     "options",
     [
         *({"target": target} for target in TARGETS),
-        {"echo": "residual"}, {"echo": "both"}, {"echo": "extended"}, {"echo": "rate"}, {"echo": "quality"},
-        {"method": "simclr"}, {"method": "instance"}, {"view_weight": 0.5}, {"queue": 16},
+        {"echo": "residual"},
+        {"echo": "both"},
+        {"echo": "extended"},
+        {"echo": "rate"},
+        {"echo": "quality"},
+        {"method": "simclr"},
+        {"method": "instance"},
+        {"view_weight": 0.5},
+        {"queue": 16},
     ],
     ids=lambda options: " ".join(map(str, options.values())),
-)  # fmt: skip
+)
 def test_every_objective_trains(echoes, tmp_path, options):
     model, losses = trained(echoes, tmp_path / "run", **options)
     assert len(losses) == 2

@@ -131,8 +131,14 @@ def test_rotated_videos_are_turned_as_players_do(tmp_path, degrees):
 
 
 def test_pq_is_noticed(tmp_path):
-    path = write(tmp_path / "hdr.mp4", film(4), pix_fmt="yuv420p10le", codec="libx265", color_trc=16,
-                 options={"preset": "ultrafast", "x265-params": "transfer=smpte2084:log-level=none"})  # fmt: skip
+    path = write(
+        tmp_path / "hdr.mp4",
+        film(4),
+        pix_fmt="yuv420p10le",
+        codec="libx265",
+        color_trc=16,
+        options={"preset": "ultrafast", "x265-params": "transfer=smpte2084:log-level=none"},
+    )
     assert probe(path).transfer == "pq"
 
 
@@ -170,8 +176,12 @@ def test_files_that_are_no_videos_are_named(lossless, tmp_path):
         container.mux(stream.encode(sound))
         container.mux(stream.encode(None))
     for name, text in {
-        "zero": "no bytes", "half": "no index", "text": "cannot be read", "sound": "audio", "gone": "missing",
-    }.items():  # fmt: skip
+        "zero": "no bytes",
+        "half": "no index",
+        "text": "cannot be read",
+        "sound": "audio",
+        "gone": "missing",
+    }.items():
         with pytest.raises(InputError) as error:
             probe(tmp_path / f"{name}.mp4")
         assert text in str(error.value)

@@ -14,10 +14,13 @@ READMES = [
     path
     for name in subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split("\0")
     if name and (path := ROOT / name).name == "README.md" and path.is_file()
-]  # fmt: skip
+]
 
 
 def blocks(path, language):

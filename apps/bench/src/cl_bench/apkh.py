@@ -216,9 +216,14 @@ def _arms(centres: Tensor, epochs: int, hidden: int) -> dict[str, Trainer]:
     ) -> Trainer:
         def train(fx: Tensor, fy: Tensor, bits: int, seed: int) -> HashModel:
             learner = new_learner(
-                fx, fy, ResidualCentres(centres, learn=learn), APKHConfig(bits=bits, hidden=hidden, **(config or {})),
-                APKHSettings(**options), variance=variance, seed=seed,
-            )  # fmt: skip
+                fx,
+                fy,
+                ResidualCentres(centres, learn=learn),
+                APKHConfig(bits=bits, hidden=hidden, **(config or {})),
+                APKHSettings(**options),
+                variance=variance,
+                seed=seed,
+            )
             return trained(learner, fx, fy, seed, epochs)
 
         return train

@@ -205,9 +205,15 @@ def _judged(
     seconds: float,
 ) -> list[Claim]:
     def claim(
-        name: str, metric: str, baseline: str, *, better: str = "CECL soft", margin: float = 0.0, sign: float = 1.0,
+        name: str,
+        metric: str,
+        baseline: str,
+        *,
+        better: str = "CECL soft",
+        margin: float = 0.0,
+        sign: float = 1.0,
         gate: bool = False,
-    ) -> Claim:  # fmt: skip
+    ) -> Claim:
         scores = {arm: [sign * value for value in values] for arm, values in measured[metric].items()}
         base = baseline
         if margin:
@@ -233,16 +239,44 @@ def _judged(
         claim("Spearman of log2 bpp, soft against semantic", "spearman", "semantic"),
         claim("NMI of k-means, soft against SI/TI", "nmi", "SI/TI"),
         claim("probe accuracy, soft against one trial encode", "accuracy", "one trial encode"),
-        claim("probe accuracy, soft against echo-preserving views alone", "accuracy",
-              "instance (echo-preserving views)"),
+        claim(
+            "probe accuracy, soft against echo-preserving views alone", "accuracy", "instance (echo-preserving views)"
+        ),
         claim("minus rung error of predicted clusters, soft against SimCLR", "rung_predicted", "SimCLR", sign=-1),
-        Claim("cecl: minus rung error, predicted clusters against the fixed ladder", "predicted beat fixed", rungs,
-              "predicted clusters", "fixed ladder", True, {}, notes, seconds),
-        Claim("cecl: minus rung error, oracle against predicted clusters", "oracle beat predicted", rungs,
-              "oracle clusters", "predicted clusters", True, {}, notes, seconds),
-        Claim("cecl: minus variance of log2 rate at equal quality", "clusters are tighter than source groups", spreads,
-              "by cluster", "by source group", True, {}, notes, seconds),
-    ]  # fmt: skip
+        Claim(
+            "cecl: minus rung error, predicted clusters against the fixed ladder",
+            "predicted beat fixed",
+            rungs,
+            "predicted clusters",
+            "fixed ladder",
+            True,
+            {},
+            notes,
+            seconds,
+        ),
+        Claim(
+            "cecl: minus rung error, oracle against predicted clusters",
+            "oracle beat predicted",
+            rungs,
+            "oracle clusters",
+            "predicted clusters",
+            True,
+            {},
+            notes,
+            seconds,
+        ),
+        Claim(
+            "cecl: minus variance of log2 rate at equal quality",
+            "clusters are tighter than source groups",
+            spreads,
+            "by cluster",
+            "by source group",
+            True,
+            {},
+            notes,
+            seconds,
+        ),
+    ]
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------
@@ -266,13 +300,15 @@ def _per_frame(rounds: int) -> Speed:
             for _ in range(8):
                 _only_encode(clip, setting)
 
-    result = race("cecl: echo of 8 clips of 16 x 96 x 96, 4 CRFs", ours, theirs, peer="encoding alone", rounds=rounds,
-                  notes="")  # fmt: skip
+    result = race(
+        "cecl: echo of 8 clips of 16 x 96 x 96, 4 CRFs", ours, theirs, peer="encoding alone", rounds=rounds, notes=""
+    )
     rate = statistics.median(fps)
     return dataclasses.replace(
-        result, notes=f"{rate:.0f} frames a second and core, each encoded, decoded and compared; {rate / 4:.0f} source "
+        result,
+        notes=f"{rate:.0f} frames a second and core, each encoded, decoded and compared; {rate / 4:.0f} source "
         "frames with all 4 CRFs",
-    )  # fmt: skip
+    )
 
 
 def _scaling(rounds: int) -> Speed:
@@ -288,8 +324,14 @@ def _scaling(rounds: int) -> Speed:
 
             return task
 
-        return race("cecl: extraction with two workers", run(2), run(1), peer="one worker", rounds=min(rounds, 2),
-                    notes=f"{len(entries)} videos of 12 clips, x265 medium, 4 CRFs; start included")  # fmt: skip
+        return race(
+            "cecl: extraction with two workers",
+            run(2),
+            run(1),
+            peer="one worker",
+            rounds=min(rounds, 2),
+            notes=f"{len(entries)} videos of 12 clips, x265 medium, 4 CRFs; start included",
+        )
 
 
 def _long_input(rounds: int) -> Speed:
@@ -309,11 +351,14 @@ def _long_input(rounds: int) -> Speed:
             return task
 
         return race(
-            "cecl: 8 clips of two hours of 1080p", run(long), run(short), peer="ten seconds of it",
+            "cecl: 8 clips of two hours of 1080p",
+            run(long),
+            run(short),
+            peer="ten seconds of it",
             rounds=min(rounds, 3),
             notes=f"{frames[long]} against {frames[short]} frames; one 1080p frame has 3 MiB, the long film "
             f"{frames[long] * 3 / 1024:.0f} GiB",
-        )  # fmt: skip
+        )
 
 
 def _steps(rounds: int) -> list[Speed]:
@@ -327,9 +372,14 @@ def _steps(rounds: int) -> list[Speed]:
         def stepper(objective: ObjectiveSettings) -> Callable[[], None]:
             torch.manual_seed(0)
             system = EchoSystem(
-                EchoModel(ModelConfig()), echoes, objective=objective, optim=OptimSettings(), views=ViewSettings(),
-                total_steps=100, seed=0,
-            )  # fmt: skip
+                EchoModel(ModelConfig()),
+                echoes,
+                objective=objective,
+                optim=OptimSettings(),
+                views=ViewSettings(),
+                total_steps=100,
+                seed=0,
+            )
             optimizer = torch.optim.AdamW(system.parameters(), lr=1e-3)
 
             def step() -> None:
@@ -340,10 +390,16 @@ def _steps(rounds: int) -> list[Speed]:
             return step
 
         return [
-            race(f"cecl: training step, {name}", stepper(_ARMS[name]), stepper(_ARMS["SimCLR"]), peer="SimCLR",
-                 rounds=rounds, notes="64 clips, views of 8 x 48 x 48, views, forward, backward and AdamW")
+            race(
+                f"cecl: training step, {name}",
+                stepper(_ARMS[name]),
+                stepper(_ARMS["SimCLR"]),
+                peer="SimCLR",
+                rounds=rounds,
+                notes="64 clips, views of 8 x 48 x 48, views, forward, backward and AdamW",
+            )
             for name in ("CECL soft", "CECL kernel-views")
-        ]  # fmt: skip
+        ]
 
 
 def _only_encode(clip: np.ndarray, setting: EncodeSetting) -> None:

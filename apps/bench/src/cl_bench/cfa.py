@@ -155,9 +155,17 @@ def _simulated(seeds: Sequence[int], steps: int) -> list[Claim]:
 
     def claim(statement: str, name: str, baseline: str, margin: float, *, gate: bool, better: str = "CNFA") -> Claim:
         return _with_margin(
-            f"cfa: simulated, {statement}", statement, scores[name], better, baseline, margin, gate,
-            {"simulated factors": table} if name == "mcc" and baseline == "NCL" else {}, notes, seconds,
-        )  # fmt: skip
+            f"cfa: simulated, {statement}",
+            statement,
+            scores[name],
+            better,
+            baseline,
+            margin,
+            gate,
+            {"simulated factors": table} if name == "mcc" and baseline == "NCL" else {},
+            notes,
+            seconds,
+        )
 
     sensitivity = {"limit": [0.02] * len(change), "largest change of MCC": change}
     return [
@@ -167,10 +175,17 @@ def _simulated(seeds: Sequence[int], steps: int) -> list[Claim]:
         claim("CNFA keeps information under noise as NCL does (R²)", "noisy", "NCL", -0.03, gate=True),
         claim("CFA keeps more information (R²)", "clean", "plain spectral", 0.0, gate=False, better="CFA"),
         Claim(
-            "cfa: simulated, η from 0.003 to 0.03 matters little (MCC)", "η matters little", sensitivity, "limit",
-            "largest change of MCC", True, {}, notes, seconds,
+            "cfa: simulated, η from 0.003 to 0.03 matters little (MCC)",
+            "η matters little",
+            sensitivity,
+            "limit",
+            "largest change of MCC",
+            True,
+            {},
+            notes,
+            seconds,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _recover(arm: str, eta: float, train: _Simulation, test: _Simulation, steps: int, seed: int) -> dict[str, float]:
@@ -246,9 +261,17 @@ def _images(seeds: Sequence[int], data: Path | None, steps: int) -> list[Claim]:
     ) -> Claim:
         details = {"images, every run": table} if gate and direction == "robustness" else {}
         return _with_margin(
-            f"cfa: {direction}, {statement}", statement, measured[key], better, baseline, margin, gate, details, notes,
+            f"cfa: {direction}, {statement}",
+            statement,
+            measured[key],
+            better,
+            baseline,
+            margin,
+            gate,
+            details,
+            notes,
             seconds,
-        )  # fmt: skip
+        )
 
     def against(direction: str, statement: str, name: str, arm: str, level: float, *, gate: bool = False) -> Claim:
         values = measured[name][arm]
@@ -268,8 +291,14 @@ def _images(seeds: Sequence[int], data: Path | None, steps: int) -> list[Claim]:
         claim("interpretability", "class consistency, CNFA against NCL", "ccr_05", "CNFA", "NCL"),
         claim("interpretability", "purity, CNFA against NCL", "purity", "CNFA", "NCL"),
         *(
-            against("uncertainty", f"entropy rises with {kind}, smallest step", f"step_{kind}", entropy, 0.0,
-                    gate=kind != "noise")
+            against(
+                "uncertainty",
+                f"entropy rises with {kind}, smallest step",
+                f"step_{kind}",
+                entropy,
+                0.0,
+                gate=kind != "noise",
+            )
             for kind in ("blur", "contrast", "pixelate", "noise")
         ),
         *(
@@ -282,7 +311,7 @@ def _images(seeds: Sequence[int], data: Path | None, steps: int) -> list[Claim]:
                 ("errors", f"errors of the probe, {arm}"),
             )
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _data(data: Path | None) -> tuple[ImageSet, ImageSet, ImageSet, ViewSettings]:
@@ -306,9 +335,15 @@ def _trained(method: Method, eta: float, images: ImageSet, views: ViewSettings, 
     settings = TrainSettings(steps=steps, seed=seed, progress=False, checkpoint_every=steps)
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, {}) as run:
         return train_factors(
-            FactorModel(config), images, run=run, batch_size=256, objective=ObjectiveSettings(eta=eta),
-            optim=OptimSettings(lr=4e-3), views=views, train=settings,
-        )  # fmt: skip
+            FactorModel(config),
+            images,
+            run=run,
+            batch_size=256,
+            objective=ObjectiveSettings(eta=eta),
+            optim=OptimSettings(lr=4e-3),
+            views=views,
+            train=settings,
+        )
 
 
 def _measure(model: FactorModel, train: ImageSet, test: ImageSet, outside: ImageSet, seed: int) -> dict[str, float]:
@@ -393,9 +428,13 @@ def _step_race(method: Method, backbone: str, batch: int, rounds: int) -> Speed:
         return step
 
     return race(
-        f"cfa: training step of {method}, {backbone}", stepper(method), stepper("simclr"), peer="simclr", rounds=rounds,
+        f"cfa: training step of {method}, {backbone}",
+        stepper(method),
+        stepper("simclr"),
+        peer="simclr",
+        rounds=rounds,
         notes=f"{batch} images of 32 pixels, 256 factors, infonce, forward, backward and AdamW",
-    )  # fmt: skip
+    )
 
 
 def _spectral_race(rounds: int, count: int = 8192, factors: int = 256) -> Speed:
@@ -422,8 +461,10 @@ def _spectral_race(rounds: int, count: int = 8192, factors: int = 256) -> Speed:
         f"cfa: exact spectral loss, {count:,} x {factors}",
         run(ours),
         run(lambda: _dense_spectral(first, second)),
-        peer="dense formula", rounds=rounds, notes=f"forward and backward, float32; relative difference {gap:.1e}",
-    )  # fmt: skip
+        peer="dense formula",
+        rounds=rounds,
+        notes=f"forward and backward, float32; relative difference {gap:.1e}",
+    )
 
 
 def _dense_spectral(first: NormalPosterior, second: NormalPosterior) -> Tensor:

@@ -63,10 +63,14 @@ def _openmoji() -> PairFeatures:
     drawings, encoder = openmoji(), sample_encoder()
     labels, classes = one_hot(np.array([each.label for each in drawings]))
     return PairFeatures(
-        tuple(each.id for each in drawings), encoder.encode_images([each.image() for each in drawings]),
-        encoder.encode_texts([each.text for each in drawings]), labels, classes, encoder=encoder.name,
+        tuple(each.id for each in drawings),
+        encoder.encode_images([each.image() for each in drawings]),
+        encoder.encode_texts([each.text for each in drawings]),
+        labels,
+        classes,
+        encoder=encoder.name,
         fingerprint=encoder.fingerprint,
-    )  # fmt: skip
+    )
 
 
 def _noto(data: Path) -> PairFeatures:
@@ -83,9 +87,14 @@ def _noto(data: Path) -> PairFeatures:
     texts = [f"{row['label_en']}. {row['tags_en'].replace('|', ', ')}" for row in rows]
     labels, classes = one_hot(np.array([row["subgroup"] for row in rows]))
     return PairFeatures(
-        tuple(row["hexcode"] for row in rows), images, encoder.encode_texts(texts), labels, classes,
-        encoder=encoder.name, fingerprint=encoder.fingerprint,
-    )  # fmt: skip
+        tuple(row["hexcode"] for row in rows),
+        images,
+        encoder.encode_texts(texts),
+        labels,
+        classes,
+        encoder=encoder.name,
+        fingerprint=encoder.fingerprint,
+    )
 
 
 def trained(learner: Learner, fx: Tensor, fy: Tensor, seed: int, epochs: int) -> Any:

@@ -142,16 +142,24 @@ def _embedding(rounds: int) -> list[Speed]:
         size = "256 series of 512 points, CPU"
         entries.append(
             race(
-                f"mantis: embedding {version}", run(ours), run(theirs), peer="mantis-tsfm", rounds=rounds,
+                f"mantis: embedding {version}",
+                run(ours),
+                run(theirs),
+                peer="mantis-tsfm",
+                rounds=rounds,
                 notes=f"{size}; outputs differ by at most {gap:.1e}",
             )
-        )  # fmt: skip
+        )
         entries.append(
             race(
-                f"mantis: embedding {version}, bf16", run_half, run(theirs), peer="mantis-tsfm in float32",
-                rounds=rounds, notes=f"{size}; smallest cosine to float32 {float(similarity):.5f}",
+                f"mantis: embedding {version}, bf16",
+                run_half,
+                run(theirs),
+                peer="mantis-tsfm in float32",
+                rounds=rounds,
+                notes=f"{size}; smallest cosine to float32 {float(similarity):.5f}",
             )
-        )  # fmt: skip
+        )
     return entries
 
 

@@ -117,29 +117,36 @@ def claims(
     spreads = {arm: [result["spread"] for result in trained[arm]] for arm in ("mpcl paper-code", "mpcl")}
     return [
         claim(
-            "fixed features, Dice", "K=3 sharp beats K=1", on_fixed("dice"), gate=True,
+            "fixed features, Dice",
+            "K=3 sharp beats K=1",
+            on_fixed("dice"),
+            gate=True,
             **{"per arm and seed": rows, "fixed features": fixed_rows},
         ),
         claim("fixed features, minus cross-entropy", "K=3 sharp beats K=1", on_fixed("ce", -1), gate=True),
         claim(
-            "fixed features, published assignment", "its prototypes do no more than one (Dice within 0.001)",
-            {"|Dice(K=3 official) - Dice(K=1)|": gap, "allowed": [1e-3] * len(gap)}, gate=True,
+            "fixed features, published assignment",
+            "its prototypes do no more than one (Dice within 0.001)",
+            {"|Dice(K=3 official) - Dice(K=1)|": gap, "allowed": [1e-3] * len(gap)},
+            gate=True,
         ),
         claim("prototype spread", "corrected prototypes stay apart, published ones do not", spreads, gate=True),
         claim("Dice, against sup", "MPCL beats supervised training", on_trained("dice", "sup"), gate=False),
         claim("Dice, against k1", "three prototypes beat one", on_trained("dice", "k1"), gate=False),
         claim(
-            "minus HD95 (voxels)", "MPCL's surfaces are closer than supervised training's",
-            on_trained("hd95", "sup", -1), gate=False,
+            "minus HD95 (voxels)",
+            "MPCL's surfaces are closer than supervised training's",
+            on_trained("hd95", "sup", -1),
+            gate=False,
         ),
+        claim("prototype branch, Dice", "three prototypes beat one", on_trained("prototype_dice", "k1"), gate=False),
         claim(
-            "prototype branch, Dice", "three prototypes beat one", on_trained("prototype_dice", "k1"), gate=False
+            "prototype branch, minus cross-entropy",
+            "three prototypes beat one",
+            on_trained("prototype_ce", "k1", -1),
+            gate=False,
         ),
-        claim(
-            "prototype branch, minus cross-entropy", "three prototypes beat one",
-            on_trained("prototype_ce", "k1", -1), gate=False,
-        ),
-    ]  # fmt: skip
+    ]
 
 
 def speed(rounds: int) -> list[Speed]:
@@ -226,8 +233,10 @@ def _fixed(task: _Task, seed: int, steps: int) -> dict[str, dict[str, float]]:
         segmenter.prototypes = labelled_prototypes(segmenter.network, task.labelled, task.plan, settings, seed)
         judged = _judged(task, segmenter)
         results[arm] = {
-            "dice": judged["prototype_dice"], "ce": judged["prototype_ce"], "spread": judged["spread"],
-        }  # fmt: skip
+            "dice": judged["prototype_dice"],
+            "ce": judged["prototype_ce"],
+            "spread": judged["spread"],
+        }
     return results
 
 
@@ -235,9 +244,14 @@ def _judged(task: _Task, segmenter: Segmenter) -> dict[str, float]:
     rows = evaluate_cases(segmenter, task.test)
     means = {
         name: statistics.fmean(row[key] for row in rows)
-        for name, key in (("dice", "dice"), ("hd95", "hd95_vox"), ("hd95 mm", "hd95_mm"),
-                          ("prototype_dice", "prototype_dice"), ("prototype_ce", "prototype_ce"))
-    }  # fmt: skip
+        for name, key in (
+            ("dice", "dice"),
+            ("hd95", "hd95_vox"),
+            ("hd95 mm", "hd95_mm"),
+            ("prototype_dice", "prototype_dice"),
+            ("prototype_ce", "prototype_ce"),
+        )
+    }
     return means | {"spread": float(spread(segmenter.prototypes.centers).mean())}
 
 

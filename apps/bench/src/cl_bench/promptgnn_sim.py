@@ -120,10 +120,16 @@ class _Task:
         noisy = graph_perturb(self.graph, "rewire", rate, seed=seed)
         split = random_split(self.graph.labels, rate=label_rate, seed=seed)
         recipe = Recipe(
-            method=arm.method, batch_size=512, selection=arm.selection, text=_TEXT, network=arm.network,
-            objective=arm.objective, stages=StageSettings(warmup=self.steps // 3), optim=OptimSettings(lr=_LR),
+            method=arm.method,
+            batch_size=512,
+            selection=arm.selection,
+            text=_TEXT,
+            network=arm.network,
+            objective=arm.objective,
+            stages=StageSettings(warmup=self.steps // 3),
+            optim=OptimSettings(lr=_LR),
             train=TrainSettings(steps=self.steps, seed=seed, validate_every=10, progress=False, log_every=50),
-        )  # fmt: skip
+        )
         prompting = arm.method == "promptgnn-sim" and arm.network.prompt and arm.network.fusion != "graph"
         pipeline = Pipeline(arm.selection, _TEXT, self.cache, encoders=self.encoders, prompting=prompting)
         with (
@@ -232,9 +238,18 @@ def _step(rounds: int) -> Speed:
     network.remember_attention()
     pipeline.choose(view, network)
     system = GraphSystem(
-        network, view, pipeline, task="nc", classes=torch.randn(10, 384), objective=ObjectiveSettings(),
-        stages=StageSettings(warmup=0), optim=OptimSettings(), total_steps=1, seed=0, known=graph.edges,
-    )  # fmt: skip
+        network,
+        view,
+        pipeline,
+        task="nc",
+        classes=torch.randn(10, 384),
+        objective=ObjectiveSettings(),
+        stages=StageSettings(warmup=0),
+        optim=OptimSettings(),
+        total_steps=1,
+        seed=0,
+        known=graph.edges,
+    )
     system.log = system.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     optimizer = system.configure_optimizers()
     nodes = torch.arange(128)
@@ -273,9 +288,13 @@ def _inference(rounds: int) -> Speed:
     gap = float((encoder.infer(x, block) - theirs()).abs().max())
     notes = f"20,000 nodes, 400,000 directed links, 384 to 256; results differ by at most {gap:.0e}"
     return race(
-        "promptgnn-sim: full-graph inference", lambda: encoder.infer(x, block), theirs,
-        peer="torch-geometric's GATConv", rounds=rounds, notes=notes,
-    )  # fmt: skip
+        "promptgnn-sim: full-graph inference",
+        lambda: encoder.infer(x, block),
+        theirs,
+        peer="torch-geometric's GATConv",
+        rounds=rounds,
+        notes=notes,
+    )
 
 
 def _large(steps: int = 60) -> Speed:
@@ -290,9 +309,12 @@ def _large(steps: int = 60) -> Speed:
             network = NetworkConfig(prompt=False)
             stages = StageSettings(warmup=steps // 3)
             recipe = Recipe(
-                method=method, batch_size=256, network=network, stages=stages,
+                method=method,
+                batch_size=256,
+                network=network,
+                stages=stages,
                 train=TrainSettings(steps=steps, progress=False, checkpoint_every=10 * steps),
-            )  # fmt: skip
+            )
             pipeline = Pipeline(
                 recipe.selection, recipe.text, TextCache(), encoders=(_Given(), _Given()), prompting=False
             )
@@ -303,9 +325,13 @@ def _large(steps: int = 60) -> Speed:
         return run_it
 
     measured = race(
-        "promptgnn-sim: 200,000 nodes, 2,000,000 edges", task("promptgnn-sim"), task("gat"),
-        peer="GAT on the same samples", rounds=1, notes="",
-    )  # fmt: skip
+        "promptgnn-sim: 200,000 nodes, 2,000,000 edges",
+        task("promptgnn-sim"),
+        task("gat"),
+        peer="GAT on the same samples",
+        rounds=1,
+        notes="",
+    )
     notes = (
         f"{steps} steps of 256 labelled nodes, then inference over all; random links, 128 numbers a text, no prompts; "
         f"test accuracy {found['promptgnn-sim']:.2f} against {found['gat']:.2f}; "

@@ -162,9 +162,11 @@ def import_wikics(folder: Path, *, split: int = 0) -> tuple[TextGraph, dict[str,
             parts = {p: np.flatnonzero(m) for p, m in zip(("train", "val", "test"), masks, strict=True)}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(
-            "the files are not those of WikiCS", where=folder, why=f"{type(error).__name__}: {error}",
+            "the files are not those of WikiCS",
+            where=folder,
+            why=f"{type(error).__name__}: {error}",
             remedy="data.json has links and labels, metadata.json nodes with titles and tokens",
-        ) from error  # fmt: skip
+        ) from error
     graph = build(
         ids=[str(node.get("id", i)) for i, node in enumerate(nodes)],
         texts=texts,

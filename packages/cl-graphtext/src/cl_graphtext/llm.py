@@ -111,9 +111,10 @@ class LLMSettings:
             raise InputError("a server needs the name of a model", where="--llm.model")
         if self.timeout <= 0 or self.attempts < 1 or self.new_tokens < 1:
             raise InputError(
-                "the options are positive", where="--llm.timeout, --llm.attempts, --llm.new-tokens",
+                "the options are positive",
+                where="--llm.timeout, --llm.attempts, --llm.new-tokens",
                 why=f"got {self.timeout}, {self.attempts}, {self.new_tokens}",
-            )  # fmt: skip
+            )
 
 
 class ChatClient:

@@ -178,9 +178,11 @@ def read_csv(path: Path) -> Rows:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(
-            "a text is not UTF-8", where=f"{path}, line {line}", why=f"byte 0x{error.object[error.start]:02x}",
+            "a text is not UTF-8",
+            where=f"{path}, line {line}",
+            why=f"byte 0x{error.object[error.start]:02x}",
             remedy="save the file as UTF-8",
-        ) from error  # fmt: skip
+        ) from error
     except (OSError, EOFError, gzip.BadGzipFile) as error:
         raise InputError("a file of the graph cannot be read", where=path, why=str(error)) from error
     csv.field_size_limit(1 << 27)
@@ -195,9 +197,11 @@ def read_csv(path: Path) -> Rows:
                 continue
             if len(cells) != len(header):
                 raise InputError(
-                    "a row has another number of cells than the header", where=f"{path}, line {reader.line_num}",
-                    why=f"{len(cells)} and {len(header)}", remedy="quote texts that hold commas or line breaks",
-                )  # fmt: skip
+                    "a row has another number of cells than the header",
+                    where=f"{path}, line {reader.line_num}",
+                    why=f"{len(cells)} and {len(header)}",
+                    remedy="quote texts that hold commas or line breaks",
+                )
             rows.append(dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise InputError("a file of the graph cannot be read", where=path, why=str(error)) from error
@@ -231,9 +235,11 @@ def column(rows: Rows, names: Sequence[str], where: object) -> str:
         if rows and name in rows[0]:
             return name
     raise InputError(
-        "a column is missing", where=where, why=f"found {', '.join(rows[0]) if rows else 'no rows'}",
+        "a column is missing",
+        where=where,
+        why=f"found {', '.join(rows[0]) if rows else 'no rows'}",
         remedy=f"name one {' or '.join(names)}",
-    )  # fmt: skip
+    )
 
 
 def class_indices(
@@ -273,9 +279,11 @@ def edge_indices(rows: Rows, place: Mapping[str, int], where: object) -> np.ndar
         for side, name in enumerate(ends):
             if row[name] not in place:
                 raise InputError(
-                    "an edge names a node that is not there", where=f"{where}, edge {number + 1}",
-                    why=f"{name} {row[name]!r}", remedy="add the node, or remove the edge",
-                )  # fmt: skip
+                    "an edge names a node that is not there",
+                    where=f"{where}, edge {number + 1}",
+                    why=f"{name} {row[name]!r}",
+                    remedy="add the node, or remove the edge",
+                )
             out[number, side] = place[row[name]]
     return out
 

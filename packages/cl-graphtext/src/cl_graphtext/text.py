@@ -57,9 +57,10 @@ class TextSettings:
                 )
         if self.lora < 0 or self.lora_alpha <= 0:
             raise InputError(
-                "a rank is not negative, a scale positive", where="--text.lora, --text.lora-alpha",
+                "a rank is not negative, a scale positive",
+                where="--text.lora, --text.lora-alpha",
                 why=f"got {self.lora}, {self.lora_alpha}",
-            )  # fmt: skip
+            )
 
 
 @runtime_checkable
@@ -336,9 +337,11 @@ def _read_shard(path: Path, dim: int) -> Iterator[tuple[bytes, np.ndarray]]:
         ) from error
     if rows.ndim != 2 or rows.shape[1] != dim or len(keys) != len(rows):
         raise InputError(
-            "the text cache is damaged", where=path, why=f"rows of shape {rows.shape}, expected a width of {dim}",
+            "the text cache is damaged",
+            where=path,
+            why=f"rows of shape {rows.shape}, expected a width of {dim}",
             remedy="remove that file",
-        )  # fmt: skip
+        )
     return zip((key.tobytes() for key in keys), rows, strict=True)
 
 
@@ -360,9 +363,10 @@ def read_features(path: Path, nodes: int) -> Float[Tensor, "n d"]:
         ) from error
     if rows.ndim != 2 or len(rows) != nodes or not np.isfinite(rows).all():
         raise InputError(
-            "the features do not fit the graph", where=path, why=f"shape {rows.shape}, the graph has {nodes} nodes; "
-            "all values must be finite",
-        )  # fmt: skip
+            "the features do not fit the graph",
+            where=path,
+            why=f"shape {rows.shape}, the graph has {nodes} nodes; all values must be finite",
+        )
     return torch.from_numpy(rows.astype(np.float32))
 
 

@@ -41,9 +41,11 @@ def load_model(run: RunFolder, *, kind: str | None = None) -> tuple[HashModel, d
     accepted = [kind] if kind else list(_MODELS)
     if found not in accepted:
         raise InputError(
-            f"the run is not one of {' or '.join(accepted)}", where=run.path, why=f"it holds a model of kind {found!r}",
+            f"the run is not one of {' or '.join(accepted)}",
+            where=run.path,
+            why=f"it holds a model of kind {found!r}",
             remedy="use the commands of the method it was trained with",
-        )  # fmt: skip
+        )
     return import_module(_MODELS[found]).restore(state, description), description
 
 
@@ -102,20 +104,22 @@ class Hasher:
         named = source or str(self.description.get("encoder_source") or "")
         if not named:
             raise InputError(
-                "the model was trained on features, and its encoder is not known", where=self.run,
+                "the model was trained on features, and its encoder is not known",
+                where=self.run,
                 remedy="name it with --encoder, or give features instead of images and texts",
-            )  # fmt: skip
+            )
         found = load_encoder(named, device=device)
         expected = str(self.description["encoder_fingerprint"])
         if expected.startswith(PRECOMPUTED):
             check_width(np.empty((0, found.dim), np.float32), self.model.dim, named)
         elif found.fingerprint != expected:
             raise InputError(
-                "the encoder is another one than the model's", where=named,
+                "the encoder is another one than the model's",
+                where=named,
                 why=f"it is {found.name} ({found.fingerprint}), "
                 f"the model's is {self.description['encoder']} ({expected})",
                 remedy="name the encoder the model was trained with",
-            )  # fmt: skip
+            )
         return found
 
     def features(
@@ -143,11 +147,12 @@ class Hasher:
         known = not (expected.startswith(PRECOMPUTED) or features.fingerprint.startswith(PRECOMPUTED))
         if known and features.fingerprint != expected:
             raise InputError(
-                "the features are of another encoder than the model's", where=where,
+                "the features are of another encoder than the model's",
+                where=where,
                 why=f"of {features.encoder} ({features.fingerprint}), "
                 f"the model's are of {self.description['encoder']} ({expected})",
                 remedy="compute them with the encoder the model was trained with",
-            )  # fmt: skip
+            )
 
     def hash(self, features: Float[np.ndarray, "n d"], modality: Modality) -> UInt8[np.ndarray, "n bytes"]:
         """Packed codes of unit features."""

@@ -62,9 +62,13 @@ class SplitOptions:
 def split_of(features: PairFeatures, options: SplitOptions) -> Split:
     """The division that options ask for."""
     return draw_split(
-        features, protocol=options.protocol, pairs=options.pairs, queries=options.queries, seed=options.split_seed,
+        features,
+        protocol=options.protocol,
+        pairs=options.pairs,
+        queries=options.queries,
+        seed=options.split_seed,
         class_seed=options.class_seed,
-    )  # fmt: skip
+    )
 
 
 def finish_training(

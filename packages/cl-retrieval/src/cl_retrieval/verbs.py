@@ -111,10 +111,11 @@ def evaluate(
     split = hasher.split()
     if protocol is not None and protocol != split.protocol:
         raise InputError(
-            "the model was trained under another protocol", where="--protocol",
+            "the model was trained under another protocol",
+            where="--protocol",
             why=f"asked {protocol}, trained {split.protocol}",
             remedy="unseen classes must be unseen in training: train with that --protocol",
-        )  # fmt: skip
+        )
     if queries is not None:
         if split.protocol != "standard":
             raise InputError("new queries are drawn under the protocol standard only", where="--queries")
@@ -159,10 +160,12 @@ def encode(
     hasher = Hasher.open(run)
     items = items_of(hasher, data, source=source, sides=sides, keep_features=features)
     arrays: dict[str, Any] = {
-        "ids": np.array(items.ids), "codes": items.codes, "modality": np.array(items.modality),
+        "ids": np.array(items.ids),
+        "codes": items.codes,
+        "modality": np.array(items.modality),
         "payloads": np.array([json_format.dumps(each, ensure_ascii=False) for each in items.payloads or ()]),
         "model": np.array(json_format.dumps(dataclasses.asdict(hasher.identity))),
-    }  # fmt: skip
+    }
     if items.features is not None:
         arrays["features"] = items.features
     with atomic_write(out) as temporary:
@@ -295,9 +298,13 @@ def search(
             raise InputError("the index is empty", where=index, remedy="add items with index add")
         for name, modality, row in rows:
             hits = opened.search(
-                hasher.hash(row, modality), k=k, radius=radius, modality=None if find == "either" else find,
-                features=row if rerank is not None else None, rerank=rerank,
-            )[0]  # fmt: skip
+                hasher.hash(row, modality),
+                k=k,
+                radius=radius,
+                modality=None if find == "either" else find,
+                features=row if rerank is not None else None,
+                rerank=rerank,
+            )[0]
             lines += [json_format.dumps({"query": name, **_hit(hit)}, ensure_ascii=False) for hit in hits]
     if out is not None:
         write_text(out, "".join(f"{line}\n" for line in lines))
@@ -341,11 +348,12 @@ def _read_codes(hasher: Hasher, path: Path, arrays: dict[str, np.ndarray], *, ke
         ) from error
     if made["fingerprint"] != hasher.identity.fingerprint:
         raise InputError(
-            "the codes were made by another model", where=path,
+            "the codes were made by another model",
+            where=path,
             why=f"{made['name']} ({made['fingerprint']}), "
             f"the run holds {hasher.identity.name} ({hasher.identity.fingerprint})",
             remedy="encode the data with this run",
-        )  # fmt: skip
+        )
     features = arrays.get("features") if keep_features else None
     return Items(ids, codes, modality, payloads, features)  # type: ignore[arg-type]
 

@@ -170,9 +170,14 @@ def scatter(axes: Any, points: Any, labels: Sequence[str], title: str) -> None:
     for index, name in enumerate(names):
         mine = [place for place, label in enumerate(labels) if label == name]
         axes.scatter(
-            points[mine, 0], points[mine, 1], s=16, alpha=0.8, label=name, color=PALETTE[index % len(PALETTE)],
+            points[mine, 0],
+            points[mine, 1],
+            s=16,
+            alpha=0.8,
+            label=name,
+            color=PALETTE[index % len(PALETTE)],
             marker="os^vD*PX"[index // len(PALETTE) % 8],
-        )  # fmt: skip
+        )
     axes.set(title=title, xticks=[], yticks=[])
     if len(names) <= 12:
         axes.legend(frameon=False, fontsize=8, title="class")

@@ -16,9 +16,12 @@ _LAYOUTS = {
     "cifar-10-batches-bin": (tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",)),
 }
 _ALLOWED = {
-    ("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode"),
-    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-}  # fmt: skip
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("_codecs", "encode"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+}
 
 
 def find_cifar(path: Path) -> Path | None:

@@ -56,13 +56,13 @@ def train_model(
     data: Path,
     out: Path,
     *,
-    model: Annotated[ModelConfig, Flat] = ModelConfig(),  # noqa: B008 - frozen
+    model: Annotated[ModelConfig, Flat] = ModelConfig(),
     weights: str | None = None,
     batch_size: int = 256,
-    objective: Annotated[ObjectiveSettings, Flat] = ObjectiveSettings(),  # noqa: B008 - frozen
-    optim: OptimSettings = OptimSettings(),  # noqa: B008 - frozen
-    views: ViewSettings = ViewSettings(),  # noqa: B008 - frozen
-    train: Annotated[TrainSettings, Flat] = TrainSettings(),  # noqa: B008 - frozen
+    objective: Annotated[ObjectiveSettings, Flat] = ObjectiveSettings(),
+    optim: OptimSettings = OptimSettings(),
+    views: ViewSettings = ViewSettings(),
+    train: Annotated[TrainSettings, Flat] = TrainSettings(),
     on_corrupt: OnCorrupt = "refuse",
     workers: int = 0,
     resume: bool = False,
@@ -89,9 +89,10 @@ def train_model(
         raise InputError("a batch holds at least two images", where="--batch-size", why=f"got {batch_size}")
     if objective.supervised and model.likelihood != "infonce":
         raise InputError(
-            "classes as positives need the likelihood infonce", where="--supervised, --likelihood",
+            "classes as positives need the likelihood infonce",
+            where="--supervised, --likelihood",
             why=f"got {model.likelihood}",
-        )  # fmt: skip
+        )
     parts = has_parts(data)
     # Views are cut from images somewhat larger than the network's input, where that is not tiny.
     side = model.image_size if model.image_size <= 64 else round(model.image_size * 8 / 7)
@@ -117,9 +118,16 @@ def train_model(
     network = FactorModel(model, weights=weights)
     with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
         network = train_factors(
-            network, images, run=run, batch_size=batch_size, objective=objective, optim=optim, views=views,
-            train=train, workers=workers,
-        )  # fmt: skip
+            network,
+            images,
+            run=run,
+            batch_size=batch_size,
+            objective=objective,
+            optim=optim,
+            views=views,
+            train=train,
+            workers=workers,
+        )
         save_model(network, run)
         if side != model.image_size:
             images = read_images(data, model.image_size, split="train" if parts else "all", on_corrupt=on_corrupt)
@@ -308,9 +316,10 @@ def factors(
     report = Report("Factors")
     report.facts({"model": _describe(model), "images": f"{data} ({len(images)})", "factors": found.mean.shape[1]})
     report.figure(
-        "Images with the largest value of each factor", figure,
+        "Images with the largest value of each factor",
+        figure,
         "Largest value on the left. With labels: most frequent class among them and its share.",
-    )  # fmt: skip
+    )
     report.table("Factors", list(order[0]), [list(row.values()) for row in order])
     if pair is not None:
         assert between is not None
@@ -494,9 +503,11 @@ def _class_indices(images: ImageSet, names: tuple[str, str]) -> tuple[int, int]:
     for name in names:
         if name not in images.classes:
             raise InputError(
-                "there is no such class", where="--between", why=f"got {name}",
+                "there is no such class",
+                where="--between",
+                why=f"got {name}",
                 remedy=f"two of {', '.join(images.classes[:20])}",
-            )  # fmt: skip
+            )
     if names[0] == names[1]:
         raise InputError("two different classes are needed", where="--between", why=f"got {names[0]} twice")
     first, second = (images.classes.index(name) for name in names)

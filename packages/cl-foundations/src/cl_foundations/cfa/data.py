@@ -191,9 +191,11 @@ def read_images(
         return _read_npz(path, side)
     if path.is_file() and path.suffix != ".zip":
         raise InputError(
-            "not a set of images", where=path, why=f"a {path.suffix or 'nameless'} file",
+            "not a set of images",
+            where=path,
+            why=f"a {path.suffix or 'nameless'} file",
             remedy="name a folder, a .zip of images or an .npz",
-        )  # fmt: skip
+        )
     return _read_files(Source(path), side, split, on_corrupt, in_memory)
 
 
@@ -301,9 +303,11 @@ def _read_files(source: Source, side: int, split: Split, on_corrupt: OnCorrupt, 
     if any(parts) and not all(parts):
         odd = names[parts.index(None)]
         raise InputError(
-            "some images stand beside the folders of the parts", where=source.path / odd,
-            why="with a train, test or val folder, every image belongs below one", remedy="move or remove it",
-        )  # fmt: skip
+            "some images stand beside the folders of the parts",
+            where=source.path / odd,
+            why="with a train, test or val folder, every image belongs below one",
+            remedy="move or remove it",
+        )
     inner = [place[1:] if part else place for place, part in zip(places, parts, strict=True)]
     depths = {len(place) > 1 for place in inner}
     if len(depths) > 1:
@@ -318,9 +322,10 @@ def _read_files(source: Source, side: int, split: Split, on_corrupt: OnCorrupt, 
     chosen = [i for i, part in enumerate(parts) if split == "all" or part == split]
     if not chosen:
         raise InputError(
-            f"there is no {split} part", where=source.path,
+            f"there is no {split} part",
+            where=source.path,
             remedy="put its images below a folder of that name, or name another folder",
-        )  # fmt: skip
+        )
     labels = None if folders is None else np.array([classes.index(folders[i]) for i in chosen], dtype=np.int64)
     whole = ImageSet(str(source.path), side, tuple(names[i] for i in chosen), labels, classes, source=source)
     return _load(whole, on_corrupt, keep=len(chosen) * 3 * side * side <= in_memory)
@@ -358,9 +363,11 @@ def _check_header(data: bytes, where: object) -> None:
         Image.open(io.BytesIO(data)).verify()
     except Exception as error:  # as in decode
         raise InputError(
-            "an image cannot be read", where=where, why=_reason(error),
+            "an image cannot be read",
+            where=where,
+            why=_reason(error),
             remedy="restore or remove the file, or leave such files out with --on-corrupt skip",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -383,23 +390,27 @@ def _read_npz(path: Path, side: int) -> ImageSet:
         x = x[..., None]
     if x.ndim != 4 or x.shape[-1] not in (1, 3, 4) or not x.size:
         raise InputError(
-            "the images have no known layout", where=f"{path}: x",
+            "the images have no known layout",
+            where=f"{path}: x",
             why=f"expected [n h w 3] (or 1 or 4 channels), got {arrays['x'].shape}",
-        )  # fmt: skip
+        )
     if x.dtype == np.uint16:
         x = ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if x.dtype != np.uint8:
         raise InputError(
-            "the images are not of 8 or 16 bits", where=f"{path}: x", why=f"got {x.dtype}",
+            "the images are not of 8 or 16 bits",
+            where=f"{path}: x",
+            why=f"got {x.dtype}",
             remedy="scale the values to 0..255, without NaN, and store them as uint8",
-        )  # fmt: skip
+        )
     if y is None:
         return _from_arrays(path, x, None, (), side, np.arange(len(x)))
     if y.shape != x.shape[:1] or y.dtype.kind not in "iuUS":
         raise InputError(
-            "labels are one integer or name an image", where=f"{path}: y",
+            "labels are one integer or name an image",
+            where=f"{path}: y",
             why=f"got {y.dtype} {y.shape} for {len(x)} images",
-        )  # fmt: skip
+        )
     names, labels = np.unique(y, return_inverse=True)
     return _from_arrays(path, x, labels.astype(np.int64), tuple(map(str, names.tolist())), side, np.arange(len(x)))
 

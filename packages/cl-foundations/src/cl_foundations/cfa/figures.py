@@ -95,9 +95,14 @@ def severity_curves(rows: Sequence[Mapping[str, Any]], scores: Sequence[str]) ->
         for index, kind in enumerate(kinds):
             mine = [row for row in rows if row["corruption"] == kind and row["score"] == score]
             axes.plot(
-                [row["severity"] for row in mine], [row["auroc"] for row in mine],
-                "o-", ms=3, lw=1.5, color=PALETTE[index % len(PALETTE)], label=kind,
-            )  # fmt: skip
+                [row["severity"] for row in mine],
+                [row["auroc"] for row in mine],
+                "o-",
+                ms=3,
+                lw=1.5,
+                color=PALETTE[index % len(PALETTE)],
+                label=kind,
+            )
         axes.axhline(0.5, color="0.6", lw=1, ls="--")
         axes.set(title=score, xlabel="severity", ylim=(0, 1), xticks=[1, 2, 3, 4, 5])
         axes.spines[["top", "right"]].set_visible(False)

@@ -317,7 +317,8 @@ def _width(backbone: nn.Module, config: ModelConfig) -> int:
         backbone.train(training)
     if out.ndim != 2:
         raise InputError(
-            "the backbone does not give one vector an image", where=f"--backbone {config.backbone}",
+            "the backbone does not give one vector an image",
+            where=f"--backbone {config.backbone}",
             why=f"its output has the shape {tuple(out.shape)}",
-        )  # fmt: skip
+        )
     return int(out.shape[1])

@@ -63,9 +63,15 @@ def negative_elbo(
         ValueError: One image, so nothing to contrast with; labels with a spectral likelihood; unknown likelihood.
     """
     value = contrastive_likelihood(
-        first, second, likelihood=likelihood, temperature=temperature, samples=samples, labels=labels,
-        generator=generator, gather=gather,
-    )  # fmt: skip
+        first,
+        second,
+        likelihood=likelihood,
+        temperature=temperature,
+        samples=samples,
+        labels=labels,
+        generator=generator,
+        gather=gather,
+    )
     kl = 0.5 * (first.kl(prior) + second.kl(prior)).mean()
     if likelihood == "infonce":
         kl = kl / first.mean().shape[1]

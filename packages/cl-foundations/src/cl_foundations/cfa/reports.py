@@ -108,9 +108,11 @@ def add_factors(report: Report, found: Embeddings, images: ImageSet, *, shown: i
         titles = [f"{k}: {name}, {share:.0%}" for k, (name, share) in enumerate(classes)]
     rows = [(titles[k], images.images(best[k].tolist())) for k in order[:shown].tolist()]
     report.figure(
-        "Factors", factor_grid(rows), "Images with the largest value of a factor, largest on the left; "
+        "Factors",
+        factor_grid(rows),
+        "Images with the largest value of a factor, largest on the left; "
         + ("the most frequent class among them and its share." if found.labels is not None else "most active first."),
-    )  # fmt: skip
+    )
 
 
 def add_histograms(report: Report, inside: Embeddings, outside: dict[str, Embeddings]) -> None:
@@ -124,9 +126,10 @@ def add_histograms(report: Report, inside: Embeddings, outside: dict[str, Embedd
             f"{name} {detection(inside.scores[score], each.scores[score]).auroc:.2f}" for name, each in outside.items()
         )
         report.figure(
-            f"Uncertainty in- and out-of-distribution: {score}", histograms(groups, label),
+            f"Uncertainty in- and out-of-distribution: {score}",
+            histograms(groups, label),
             f"AUROC against the images in distribution: {values}. Below 0.5 the score is lower outside.",
-        )  # fmt: skip
+        )
 
 
 def add_reliability(report: Report, fitted: Embeddings, judged: Embeddings) -> ProbeResult | None:
@@ -138,9 +141,10 @@ def add_reliability(report: Report, fitted: Embeddings, judged: Embeddings) -> P
     place = {label: index for index, label in enumerate(found.classes.tolist())}
     known = np.array([place.get(label, -1) for label in judged.labels.tolist()])
     report.figure(
-        "Reliability", reliability(found.probabilities, known),
+        "Reliability",
+        reliability(found.probabilities, known),
         f"Linear probe on the factor means: accuracy {found.accuracy:.3f}, expected calibration error {found.ece:.3f}.",
-    )  # fmt: skip
+    )
     return found
 
 
@@ -155,9 +159,11 @@ def add_separation(
         for each in ranked
     ]
     report.table(
-        f"Factors that separate {names[0]} from {names[1]}", list(rows[0]), [list(row.values()) for row in rows[:12]],
+        f"Factors that separate {names[0]} from {names[1]}",
+        list(rows[0]),
+        [list(row.values()) for row in rows[:12]],
         note=f"AUROC: chance that {names[0]} has the larger value; near 0 the factor speaks for {names[1]}.",
-    )  # fmt: skip
+    )
     either = np.flatnonzero(np.isin(found.labels, pair))
     strips = []
     for each in ranked[:8]:

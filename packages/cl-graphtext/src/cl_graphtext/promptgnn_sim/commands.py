@@ -177,10 +177,13 @@ def prompts(
         _fused(model, run)
     else:
         recipe = Recipe(
-            selection=selection, text=text, network=NetworkConfig(prompt=False, fusion="graph"),
-            stages=StageSettings(warmup=warmup), batch_size=1024,
+            selection=selection,
+            text=text,
+            network=NetworkConfig(prompt=False, fusion="graph"),
+            stages=StageSettings(warmup=warmup),
+            batch_size=1024,
             train=TrainSettings(steps=warmup + 1, seed=seed, progress=False),
-        )  # fmt: skip
+        )
         pipeline = Pipeline(selection, text, store, prompting=False)
         with tempfile.TemporaryDirectory() as place, RunFolder.create(Path(place) / "run", recipe.to_dict()) as folder:
             model = train_nodes(graph, _split(graph, split, seed), recipe, pipeline, run=folder)
@@ -245,20 +248,34 @@ def train(
         overwrite: Replace an old run.
     """
     recipe = Recipe(
-        method=method, task=task, inductive=inductive, batch_size=batch_size, selection=selection, text=text,
-        network=network, objective=objective, stages=stages, optim=optim, train=train,
-    )  # fmt: skip
+        method=method,
+        task=task,
+        inductive=inductive,
+        batch_size=batch_size,
+        selection=selection,
+        text=text,
+        network=network,
+        objective=objective,
+        stages=stages,
+        optim=optim,
+        train=train,
+    )
     config = {
-        "command": "train", "data": str(data), "split": split, "split_seed": split_seed,
-        "features": None if features is None else str(features), "cache": str(cache),
+        "command": "train",
+        "data": str(data),
+        "split": split,
+        "split_seed": split_seed,
+        "features": None if features is None else str(features),
+        "cache": str(cache),
         "llm": {**dataclasses.asdict(llm), "answers": None if llm.answers is None else str(llm.answers)},
         **recipe.to_dict(),
-    }  # fmt: skip
+    }
     if text.lora and (resume or features is not None or method != "promptgnn-sim"):
         raise InputError(
-            "LoRA trains the text model of promptgnn-sim, in one go", where="--text.lora",
+            "LoRA trains the text model of promptgnn-sim, in one go",
+            where="--text.lora",
             why="it goes with none of --resume, --features and the baselines",
-        )  # fmt: skip
+        )
     if (out / "config.yaml").is_file() and not (resume or overwrite):
         RunFolder.create(out, config)  # refuses, before minutes go into encoding
     graph = read_graph(data)
@@ -273,10 +290,11 @@ def train(
     x = pipeline.embed(graph) if x is None else x
     if x.shape[1] != pipeline_width(pipeline, x, recipe):
         raise InputError(
-            "prompts and texts are encoded in different widths", where="--features, --text.model",
+            "prompts and texts are encoded in different widths",
+            where="--features, --text.model",
             why=f"features have {x.shape[1]} numbers, the text model {pipeline.encoders[1].dim}",
             remedy="name the text model the features were made with, or use --no-network.prompt",
-        )  # fmt: skip
+        )
     with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
         if links is None:
             model = train_nodes(graph, parts, recipe, pipeline, run=run, x=x)
@@ -422,10 +440,16 @@ def robustness(
             noisy = graph_perturb(graph, kind, rate, seed=seed)
             for method in methods:
                 recipe = Recipe(
-                    method=method, batch_size=batch_size, selection=selection, text=text, network=network,
-                    objective=objective, stages=stages, optim=optim,
+                    method=method,
+                    batch_size=batch_size,
+                    selection=selection,
+                    text=text,
+                    network=network,
+                    objective=objective,
+                    stages=stages,
+                    optim=optim,
                     train=TrainSettings(steps=steps, seed=seed, progress=False, validate_every=10, log_every=50),
-                )  # fmt: skip
+                )
                 pipeline = Pipeline(selection, text, store, encoders=encoders, prompting=_prompting(recipe))
                 with (
                     tempfile.TemporaryDirectory() as place,

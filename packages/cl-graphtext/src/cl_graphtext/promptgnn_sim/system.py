@@ -82,9 +82,10 @@ class StageSettings:
     def __post_init__(self) -> None:
         if self.warmup < 0 or self.reselect < 0 or self.fanout < 1 or not 0 < self.contrast < 1:
             raise InputError(
-                "a stage is out of range", where="--stages.{warmup,reselect,fanout,contrast}",
+                "a stage is out of range",
+                where="--stages.{warmup,reselect,fanout,contrast}",
                 why=f"got {self.warmup}, {self.reselect}, {self.fanout}, {self.contrast}",
-            )  # fmt: skip
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,9 +70,10 @@ class Recipe:
         if self.train.accelerator not in ("auto", "cpu") or self.train.devices != 1:
             raise InputError(
                 "networks of this size train in one process on the CPU; the text model may use a GPU",
-                where="--accelerator, --devices", why=f"got {self.train.accelerator}, {self.train.devices}",
+                where="--accelerator, --devices",
+                why=f"got {self.train.accelerator}, {self.train.devices}",
                 remedy="leave them out; --text.device cuda encodes on a GPU",
-            )  # fmt: skip
+            )
 
     def length(self, items: int) -> int:
         """Optimiser steps of a run over so many training items.
@@ -87,9 +88,11 @@ class Recipe:
     def _check_warmup(self, steps: int) -> None:
         if self.method == "promptgnn-sim" and steps <= self.stages.warmup:
             raise InputError(
-                "the run ends before its warm-up", where="--steps, --epochs, --stages.warmup",
-                why=f"{steps} steps, {self.stages.warmup} of warm-up", remedy="train longer, or warm up for less",
-            )  # fmt: skip
+                "the run ends before its warm-up",
+                where="--steps, --epochs, --stages.warmup",
+                why=f"{steps} steps, {self.stages.warmup} of warm-up",
+                remedy="train longer, or warm up for less",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for ``config.yaml``."""
@@ -339,9 +342,16 @@ def train_links(
     items = TensorDataset(torch.from_numpy(links.positives.astype(np.int64)))
     known = np.concatenate([links.messages, links.positives])
     return _train(
-        view, items, recipe, pipeline, run=run, given=given, known=known,
-        judged=torch.from_numpy(links.val.astype(np.int64)), truth=LinkSplit.truth(links.val),
-    )  # fmt: skip
+        view,
+        items,
+        recipe,
+        pipeline,
+        run=run,
+        given=given,
+        known=known,
+        judged=torch.from_numpy(links.val.astype(np.int64)),
+        truth=LinkSplit.truth(links.val),
+    )
 
 
 def _train(

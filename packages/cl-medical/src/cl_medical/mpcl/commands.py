@@ -92,12 +92,12 @@ def train(
     test: int | None = None,
     split_seed: int = 0,
     select: Select = "validation",
-    options: Annotated[MethodOptions, Flat] = MethodOptions(),  # noqa: B008 - frozen
-    volumes: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008 - frozen
-    steps: Annotated[StepSettings, Flat] = StepSettings(),  # noqa: B008 - frozen
-    network: NetworkConfig = NetworkConfig(),  # noqa: B008 - frozen
-    optim: OptimSettings = OptimSettings(),  # noqa: B008 - frozen
-    train: Annotated[TrainSettings, Flat] = TrainSettings(epochs=400),  # noqa: B008 - frozen
+    options: Annotated[MethodOptions, Flat] = MethodOptions(),
+    volumes: Annotated[DataOptions, Flat] = DataOptions(),
+    steps: Annotated[StepSettings, Flat] = StepSettings(),
+    network: NetworkConfig = NetworkConfig(),
+    optim: OptimSettings = OptimSettings(),
+    train: Annotated[TrainSettings, Flat] = TrainSettings(epochs=400),
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -334,9 +334,16 @@ def compare(
         x, y = np.array([left[name] for name in shared]), np.array([right[name] for name in shared])
         p = float(wilcoxon(x, y).pvalue) if (x != y).any() else 1.0
         rows.append(
-            {"a": a, "b": b, "cases": len(shared), "mean a": float(x.mean()), "mean b": float(y.mean()),
-             "a - b": float((x - y).mean()), "p": p}
-        )  # fmt: skip
+            {
+                "a": a,
+                "b": b,
+                "cases": len(shared),
+                "mean a": float(x.mean()),
+                "mean b": float(y.mean()),
+                "a - b": float((x - y).mean()),
+                "p": p,
+            }
+        )
     print(json_format.dumps(rows, indent=2) if json else _table(list(rows[0]), rows))
 
 

@@ -140,9 +140,14 @@ class DataPlan:
         if len(classes) < 2:
             raise InputError("there is nothing to segment", where=data.folder, why=f"the only class is {classes[0]}")
         return cls(
-            patch, stride, preprocessing, augment, classes, options.merge_labels,
+            patch,
+            stride,
+            preprocessing,
+            augment,
+            classes,
+            options.merge_labels,
             bool(values.get("largest_component", True)),
-        )  # fmt: skip
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -157,9 +162,14 @@ class DataPlan:
         """
         try:
             return cls(
-                tuple(values["patch"]), tuple(values["stride"]), Preprocessing.from_dict(values["preprocessing"]),
-                values["augment"], tuple(values["classes"]), values["merge_labels"], values["largest_component"],
-            )  # fmt: skip
+                tuple(values["patch"]),
+                tuple(values["stride"]),
+                Preprocessing.from_dict(values["preprocessing"]),
+                values["augment"],
+                tuple(values["classes"]),
+                values["merge_labels"],
+                values["largest_component"],
+            )
         except KeyError as error:
             raise InputError("the model's description lacks a value", why=str(error)) from error
 

@@ -80,12 +80,9 @@ def squared_norms(x6: Float[Tensor, "b d u v w"], size: Sequence[int]) -> Float[
         assert total is not None
         blocks[differing] = total * (2 if axes else 1)
     form = torch.cat(
-        [
-            torch.cat([torch.cat([blocks[i, j, k] for k in (0, 1)], 3) for j in (0, 1)], 2)
-            for i in (0, 1)
-        ],
+        [torch.cat([torch.cat([blocks[i, j, k] for k in (0, 1)], 3) for j in (0, 1)], 2) for i in (0, 1)],
         1,
-    )  # fmt: skip
+    )
     for axis in range(3):
         form = torch.tensordot(form, _pair_weights(x6.shape[axis + 2], size[axis], x6), dims=([1], [1]))
     return form.clamp_min(0)

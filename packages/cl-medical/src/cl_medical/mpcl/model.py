@@ -151,9 +151,18 @@ def _stage(inputs: int, outputs: int, count: int) -> nn.Sequential:
 
 def _resample(inputs: int, outputs: int, *, up: bool = False) -> nn.Module:
     return Convolution(
-        3, inputs, outputs, strides=2, kernel_size=2, padding=0, output_padding=0 if up else None, is_transposed=up,
-        adn_ordering="NA", act="RELU", norm=_NORM,
-    )  # fmt: skip
+        3,
+        inputs,
+        outputs,
+        strides=2,
+        kernel_size=2,
+        padding=0,
+        output_padding=0 if up else None,
+        is_transposed=up,
+        adn_ordering="NA",
+        act="RELU",
+        norm=_NORM,
+    )
 
 
 _NORM = ("INSTANCE", {"affine": False})

@@ -55,9 +55,12 @@ def slices_figure(
         top.set_title(_PLANES[plane], fontsize=10)
         if found.winners is not None:
             picture = bottom.imshow(
-                _cut(found.winners, plane, middle), cmap=ListedColormap(colours), norm=norm, origin="lower",
+                _cut(found.winners, plane, middle),
+                cmap=ListedColormap(colours),
+                norm=norm,
+                origin="lower",
                 interpolation="nearest",
-            )  # fmt: skip
+            )
         for each in (top, bottom):
             across, up = (side for axis, side in enumerate(sides) if axis != plane)
             each.set(xticks=[], yticks=[], aspect=up / across)
@@ -99,9 +102,13 @@ def histogram_figure(image: Tensor, label: Tensor, prototypes: Prototypes, class
                     centre, color=colours[number * k + index], linewidth=2.5, label=f"{centre:.2f} ({share:.0%})"
                 )
             axes.legend(
-                frameon=False, fontsize=8, title="intensity (share)", title_fontsize=8, loc="upper left",
+                frameon=False,
+                fontsize=8,
+                title="intensity (share)",
+                title_fontsize=8,
+                loc="upper left",
                 bbox_to_anchor=(1, 1),
-            )  # fmt: skip
+            )
         axes.set_yscale("symlog", linthresh=10)
         axes.set_ylabel("voxels", fontsize=8)
         axes.set_title(name, fontsize=10, loc="left")

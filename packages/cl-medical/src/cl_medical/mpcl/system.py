@@ -141,7 +141,7 @@ class MethodSettings:
         return self.method != "sup"
 
 
-def resolve_method(method: Method, preset: Preset, options: MethodOptions = MethodOptions()) -> MethodSettings:  # noqa: B008 - frozen
+def resolve_method(method: Method, preset: Preset, options: MethodOptions = MethodOptions()) -> MethodSettings:
     """Settings of a method under a preset.
 
     Args:

@@ -119,7 +119,11 @@ def _template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     spec = importlib.util.find_spec("nilearn")
     folder = None if spec is None or spec.origin is None else Path(spec.origin).parent / "datasets" / "data"
-    files = [] if folder is None else [folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")]  # fmt: skip # noqa: E501
+    files = (
+        []
+        if folder is None
+        else [folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")]
+    )  # noqa: E501
     if not files or not all(file.is_file() for file in files):
         raise InputError(
             "the template of the sample data is not installed",

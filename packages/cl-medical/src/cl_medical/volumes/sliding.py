@@ -61,7 +61,9 @@ def slide(
     sides = tuple(volume.shape[1:])
     missing = [max(p - s, 0) for p, s in zip(patch, sides, strict=True)]
     before = [amount // 2 for amount in missing]
-    padding = [n for amount, first in zip(reversed(missing), reversed(before), strict=True) for n in (first, amount - first)]  # fmt: skip # noqa: E501
+    padding = [
+        n for amount, first in zip(reversed(missing), reversed(before), strict=True) for n in (first, amount - first)
+    ]  # noqa: E501
     padded = F.pad(volume, padding) if any(missing) else volume
     for start, slab in _slabs(padded, predict, tuple(patch), tuple(stride), batch):
         low, high = max(start, before[0]), min(start + slab.shape[1], before[0] + sides[0])

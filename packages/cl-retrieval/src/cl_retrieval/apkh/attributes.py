@@ -22,7 +22,7 @@ WORDS = tuple(
     book, written, number, arrow, geometric, heart, religious, medical, money, food, kitchen, hand, finger, body, face,
     hair, glasses, hat, crowned, armed, magical, mechanical, clock, light, sound
     """.replace("\n", " ").split(",")
-)  # fmt: skip
+)
 """The package's own bank: colours, materials, shapes, sizes, states, motions, expressions, kinds, settings."""
 
 ATTRIBUTES = tuple(" ".join(word.split()) for word in WORDS)
@@ -72,9 +72,11 @@ def read_bank(path: Path | None, template: str = TEMPLATE) -> Bank:
             raise InputError("an attribute is empty", where=f"{path}, line {number}", remedy="delete the line")
         if key in seen:
             raise InputError(
-                "an attribute occurs twice", where=f"{path}, line {number}",
-                why=f"{phrase!r} stands in line {seen[key]} already", remedy="delete one of them",
-            )  # fmt: skip
+                "an attribute occurs twice",
+                where=f"{path}, line {number}",
+                why=f"{phrase!r} stands in line {seen[key]} already",
+                remedy="delete one of them",
+            )
         seen[key] = number
     if len(lines) < 2:
         raise InputError("a bank holds at least two attributes", where=path, why=f"found {len(lines)}")

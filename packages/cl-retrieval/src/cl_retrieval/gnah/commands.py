@@ -55,19 +55,30 @@ def train_model(
     rows = places(features, division.train, data)
     fx, fy = torch.from_numpy(features.image[rows]), torch.from_numpy(features.text[rows])
     config: dict[str, Any] = {
-        "command": "gnah train", "data": str(data), **dataclasses.asdict(source), **dataclasses.asdict(split),
-        **dataclasses.asdict(model), **dataclasses.asdict(objective), "batch_size": batch_size,
+        "command": "gnah train",
+        "data": str(data),
+        **dataclasses.asdict(source),
+        **dataclasses.asdict(split),
+        **dataclasses.asdict(model),
+        **dataclasses.asdict(objective),
+        "batch_size": batch_size,
         **dataclasses.asdict(train),
-    }  # fmt: skip
+    }
     with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
         learner = new_learner(fx, fy, model, objective, epochs=train.epochs, seed=train.seed)
         train_learner(learner, fx, fy, run=run, batch_size=batch_size, settings=train)
         origin = {
-            "encoder": features.encoder, "encoder_fingerprint": features.fingerprint, "encoder_source": features.source,
-        }  # fmt: skip
+            "encoder": features.encoder,
+            "encoder_fingerprint": features.fingerprint,
+            "encoder_source": features.source,
+        }
         save_model(learner.model, run, origin)
-        facts = {"prototypes": len(learner.prototypes), "purity of prototypes by modality": f"{learner.purity:.2f}",
-                 "distinct anchors": learner.distinct_anchors(), "variant": objective.variant}  # fmt: skip
+        facts = {
+            "prototypes": len(learner.prototypes),
+            "purity of prototypes by modality": f"{learner.purity:.2f}",
+            "distinct anchors": learner.distinct_anchors(),
+            "variant": objective.variant,
+        }
         tasks.finish_training(run, learner.model, features, division, method="GNAH", facts=facts, where=data)
     print(f"model in {out}, report in {out / 'report.html'}")
 
@@ -132,8 +143,11 @@ def tune(
     """
     features = training_features(data, encoder=source.encoder, normalise=source.normalise, device=source.device)
     grid: dict[str, tuple[float | int, ...]] = {
-        "beta": betas, "gamma": gammas, "temperature": temperatures, "binarisation_weight": binarisation_weights
-    }  # fmt: skip
+        "beta": betas,
+        "gamma": gammas,
+        "temperature": temperatures,
+        "binarisation_weight": binarisation_weights,
+    }
     if ks:
         grid["k"] = ks
 

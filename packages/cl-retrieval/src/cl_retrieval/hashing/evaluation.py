@@ -39,9 +39,11 @@ class Conventions:
     def __post_init__(self) -> None:
         if (self.map_at is not None and self.map_at < 1) or self.radius < 0:
             raise InputError(
-                "an option is out of range", where="--map-at, --radius", why=f"got {self.map_at}, {self.radius}",
+                "an option is out of range",
+                where="--map-at, --radius",
+                why=f"got {self.map_at}, {self.radius}",
                 remedy="use at least 1, and at least 0",
-            )  # fmt: skip
+            )
 
 
 def direction_scores(
@@ -51,7 +53,7 @@ def direction_scores(
     database_labels: UInt8[np.ndarray, "n c"],
     *,
     bits: int,
-    conventions: Conventions = Conventions(),  # noqa: B008 - frozen
+    conventions: Conventions = Conventions(),
 ) -> dict[str, Any]:
     """All measures of one direction.
 
@@ -124,7 +126,7 @@ def evaluate_split(
     split: Split,
     *,
     where: object,
-    conventions: Conventions = Conventions(),  # noqa: B008 - frozen
+    conventions: Conventions = Conventions(),
 ) -> dict[str, Any]:
     """All measures of all groups of a split, both directions.
 
@@ -152,9 +154,13 @@ def evaluate_split(
         found: dict[str, Any] = {}
         for direction, asking, asked in DIRECTIONS:
             scores = direction_scores(
-                codes[asking][query], labels[query], codes[asked][database], labels[database],
-                bits=model.bits, conventions=conventions,
-            )  # fmt: skip
+                codes[asking][query],
+                labels[query],
+                codes[asked][database],
+                labels[database],
+                bits=model.bits,
+                conventions=conventions,
+            )
             if not scores["queries"]:
                 raise InputError("no query has a relevant item", where=where, why=f"group {name}")
             reference = continuous_map(
@@ -217,13 +223,18 @@ def table_rows(results: dict[str, Any]) -> list[list[Any]]:
     """Rows of the main table: group, direction, mAP, expected mAP, P@10, lookup precision, the features' mAP, ratio."""
     return [
         [
-            group, direction, entry[direction]["map"], entry[direction].get("map_expected"),
-            entry[direction]["precision"].get("10"), entry[direction]["lookup"], entry[direction]["continuous"],
+            group,
+            direction,
+            entry[direction]["map"],
+            entry[direction].get("map_expected"),
+            entry[direction]["precision"].get("10"),
+            entry[direction]["lookup"],
+            entry[direction]["continuous"],
             entry[direction]["ratio"],
         ]
         for group, entry in results["groups"].items()
         for direction in ("i2t", "t2i")
-    ]  # fmt: skip
+    ]
 
 
 COLUMNS: Sequence[str] = ("group", "direction", "mAP", "mAP, expected", "P@10", "P in radius", "features", "ratio")

@@ -31,10 +31,11 @@ class HashFunction(nn.Module):
         super().__init__()
         if dim < 1 or bits < 1 or hidden < 0 or not 0 <= dropout < 1:
             raise InputError(
-                "a hash function cannot be built", where="--bits, --hidden, --dropout",
+                "a hash function cannot be built",
+                where="--bits, --hidden, --dropout",
                 why=f"got width {dim}, {bits} bits, {hidden} hidden units, dropout {dropout}",
                 remedy="use positive widths, and a dropout below 1",
-            )  # fmt: skip
+            )
         widths = [dim, hidden, bits] if hidden else [dim, bits]
         layers: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):

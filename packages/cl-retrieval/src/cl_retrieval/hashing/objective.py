@@ -104,9 +104,9 @@ def symmetric_contrast(
         temperature: As :func:`contrast`.
         negative_weights: As :func:`contrast`; symmetric.
     """
-    return contrast(
-        hx, positive_of_x, hy, temperature=temperature, negative_weights=negative_weights
-    ) + contrast(hy, positive_of_y, hx, temperature=temperature, negative_weights=negative_weights)  # fmt: skip
+    return contrast(hx, positive_of_x, hy, temperature=temperature, negative_weights=negative_weights) + contrast(
+        hy, positive_of_y, hx, temperature=temperature, negative_weights=negative_weights
+    )
 
 
 def binarisation(h: Float[Tensor, "b l"], *, reference: BinaryReference = "unit") -> Float[Tensor, ""]:

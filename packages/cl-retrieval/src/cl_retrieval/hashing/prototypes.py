@@ -63,9 +63,11 @@ def kmeans_prototypes(
     different = len(np.unique(features, axis=0))
     if different < 3:
         raise InputError(
-            "prototypes need at least three different rows of features", where="the training pairs",
-            why=f"there are {different}", remedy="give more pairs",
-        )  # fmt: skip
+            "prototypes need at least three different rows of features",
+            where="the training pairs",
+            why=f"there are {different}",
+            remedy="give more pairs",
+        )
     if k is not None and not 1 <= k < different:
         raise InputError(
             "the number of prototypes does not fit the data", where="--k", why=f"got {k} for {different} different rows"

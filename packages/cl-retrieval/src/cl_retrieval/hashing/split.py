@@ -140,10 +140,11 @@ def places(features: PairFeatures, ids: tuple[str, ...], where: object) -> np.nd
     missing = [name for name in ids if name not in row]
     if missing:
         raise InputError(
-            "the pairs lack items of the run's split", where=where,
+            "the pairs lack items of the run's split",
+            where=where,
             why=f"{len(missing)} of {len(ids)}, such as {missing[0]!r}",
             remedy="evaluate on the data the model was trained on, or pass --queries for a new division",
-        )  # fmt: skip
+        )
     return np.array([row[name] for name in ids], dtype=np.int64)
 
 
@@ -151,9 +152,11 @@ def _draw(rows: np.ndarray, count: int | None, seed: int, option: str) -> np.nda
     wanted = min(DEFAULT_PAIRS, len(rows)) if count is None else count
     if wanted < FEWEST_PAIRS or wanted > len(rows):
         raise InputError(
-            "the number of training pairs does not fit", where=option, why=f"{wanted} of {len(rows)} available pairs",
+            "the number of training pairs does not fit",
+            where=option,
+            why=f"{wanted} of {len(rows)} available pairs",
             remedy=f"train with at least {FEWEST_PAIRS}, and no more than there are",
-        )  # fmt: skip
+        )
     return np.sort(rows[_permutation(len(rows), seed, 1)[:wanted]])
 
 
@@ -169,15 +172,19 @@ def _group(
 ) -> Group:
     if queries is None and len(rows) < 4:
         raise InputError(
-            "there are too few labelled pairs to set queries apart", where="the pairs", why=f"there are {len(rows)}",
+            "there are too few labelled pairs to set queries apart",
+            where="the pairs",
+            why=f"there are {len(rows)}",
             remedy="give at least four, or leave the labels out",
-        )  # fmt: skip
+        )
     count = min(MOST_QUERIES, len(rows) // 4) if queries is None else queries
     if not 0 < count < len(rows) - (keep or 0):
         raise InputError(
-            "the number of queries does not fit", where="--queries", why=f"{count} of {len(rows)} pairs",
+            "the number of queries does not fit",
+            where="--queries",
+            why=f"{count} of {len(rows)} pairs",
             remedy="set fewer queries apart",
-        )  # fmt: skip
+        )
     order = rows[_permutation(len(rows), seed, 0)]
     known = set(trained_on)
     asked = np.sort([row for row in order if features.ids[row] not in known][:count]).astype(np.int64)
@@ -185,10 +192,11 @@ def _group(
     relevant = (labels[asked].astype(np.int32) @ labels[searched].T.astype(np.int32) > 0).sum(1)
     if (relevant >= 2).sum() == 0:
         raise InputError(
-            "no query has two relevant items to find", where="the labels",
+            "no query has two relevant items to find",
+            where="the labels",
             why=f"{count} queries, {len(searched)} items, classes too small",
             remedy="use larger classes, or fewer queries",
-        )  # fmt: skip
+        )
     return Group(tuple(features.ids[i] for i in asked), tuple(features.ids[i] for i in searched))
 
 

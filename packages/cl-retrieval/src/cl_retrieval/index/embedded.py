@@ -313,9 +313,15 @@ def _updated(table: Any, folder: Path, before: _Snapshot) -> _Snapshot | None:
         fresh = table.take_row_ids(places[~known].tolist()).select(_COLUMNS).with_row_id().to_arrow()
     if not fresh.num_rows:
         return dataclasses.replace(
-            before, table=table, version=table.version, ids=ids, modality=modality,
-            codes=old[0], places=old[1], sums=old[2],
-        )  # fmt: skip
+            before,
+            table=table,
+            version=table.version,
+            ids=ids,
+            modality=modality,
+            codes=old[0],
+            places=old[1],
+            sums=old[2],
+        )
     new_ids, new_modality, *new = _checked(fresh, folder)
     where = [
         bisect_left(range(len(ids)), (name, kind), key=lambda row: (ids[row].as_py(), int(modality[row])))
@@ -324,9 +330,15 @@ def _updated(table: Any, folder: Path, before: _Snapshot) -> _Snapshot | None:
     taken = np.insert(np.arange(len(ids)), where, len(ids) + np.arange(len(new_ids)))
     codes, places, sums = (np.insert(a, where, b, axis=-1) for a, b in zip(old, new, strict=True))
     return dataclasses.replace(
-        before, table=table, version=table.version, ids=pa.concat_arrays([ids, new_ids]).take(pa.array(taken)),
-        modality=np.insert(modality, where, new_modality), codes=codes, places=places, sums=sums,
-    )  # fmt: skip
+        before,
+        table=table,
+        version=table.version,
+        ids=pa.concat_arrays([ids, new_ids]).take(pa.array(taken)),
+        modality=np.insert(modality, where, new_modality),
+        codes=codes,
+        places=places,
+        sums=sums,
+    )
 
 
 def _checked(rows: pa.Table, folder: Path) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -66,10 +66,16 @@ def embed_pairs(
         texts.append(text)
     labels, classes = pairs.one_hot()
     found = PairFeatures(
-        pairs.ids, np.concatenate(images), np.concatenate(texts), labels, classes,
-        texts=tuple(" ".join(each) for each in pairs.texts), images=tuple(str(path) for path in pairs.images),
-        encoder=encoder.name, fingerprint=encoder.fingerprint,
-    )  # fmt: skip
+        pairs.ids,
+        np.concatenate(images),
+        np.concatenate(texts),
+        labels,
+        classes,
+        texts=tuple(" ".join(each) for each in pairs.texts),
+        images=tuple(str(path) for path in pairs.images),
+        encoder=encoder.name,
+        fingerprint=encoder.fingerprint,
+    )
     return check_features(found, pairs.folder), contents
 
 

@@ -106,6 +106,7 @@ def _package_folder(module: str, package: str) -> Path:
 
 def _missing(package: str) -> InputError:
     return InputError(
-        "the sample data need packages that are not installed", why=f"{package} is missing",
+        "the sample data need packages that are not installed",
+        why=f"{package} is missing",
         remedy="install cl-retrieval[samples]",
-    )  # fmt: skip
+    )

@@ -118,9 +118,11 @@ def check_features(features: PairFeatures, where: object, *, normalise: bool = F
     ):
         shares = ", ".join(f"{100 * each.mean():.0f} % of the {name} rows" for name, each in unit.items())
         raise InputError(
-            "normalised and raw features are mixed", where=where, why=f"unit length have {shares}",
+            "normalised and raw features are mixed",
+            where=where,
+            why=f"unit length have {shares}",
             remedy="normalise none or all of them, or pass --normalise to bring every row to unit length",
-        )  # fmt: skip
+        )
     if not normalise and not unit["image"].any():
         warnings.warn(f"{where}: features are brought to unit length", ContrastiveWarning, stacklevel=2)
     return dataclasses.replace(
@@ -144,16 +146,18 @@ def check_shapes(
         raise InputError("there are no pairs", where=where, remedy="give at least one image with a text")
     if len(image) != len(text) or len(image) != n:
         raise InputError(
-            "images and texts do not pair", where=where,
+            "images and texts do not pair",
+            where=where,
             why=f"{n} ids, {len(image)} images, {len(text)} texts",
             remedy="give one row of each a pair",
-        )  # fmt: skip
+        )
     if image.shape[1] != text.shape[1]:
         raise InputError(
-            "image and text features have different widths", where=where,
+            "image and text features have different widths",
+            where=where,
             why=f"{image.shape[1]} and {text.shape[1]}",
             remedy="use features of one encoder with a joint space, such as CLIP",
-        )  # fmt: skip
+        )
     if labels is not None and len(labels) != n:
         raise InputError("labels do not fit the pairs", where=where, why=f"{len(labels)} rows for {n} pairs")
 
@@ -172,9 +176,11 @@ def check_ids(ids: Sequence[str], where: object) -> None:
         parts = PurePosixPath(each).parts
         if not each or "\0" in each or "\\" in each or each.startswith("/") or ".." in parts:
             raise InputError(
-                "an id is not usable as a name", where=where, why=f"id {each!r}",
+                "an id is not usable as a name",
+                where=where,
+                why=f"id {each!r}",
                 remedy="use relative names without '..' and backslashes",
-            )  # fmt: skip
+            )
 
 
 def check_width(features: Float[np.ndarray, "n d"], dim: int, where: object) -> None:
@@ -185,10 +191,11 @@ def check_width(features: Float[np.ndarray, "n d"], dim: int, where: object) -> 
     """
     if features.shape[1] != dim:
         raise InputError(
-            "the features have another width than the model's", where=where,
+            "the features have another width than the model's",
+            where=where,
             why=f"{features.shape[1]} values a row, the model takes {dim}",
             remedy="use features of the encoder the model was trained with",
-        )  # fmt: skip
+        )
 
 
 def write_features(path: Path, features: PairFeatures, contents: Sequence[str] = ()) -> None:
@@ -206,9 +213,11 @@ def write_features(path: Path, features: PairFeatures, contents: Sequence[str] =
         raise InputError("features are written as .npz", where=path, remedy="end the name in .npz")
     meta = {"encoder": features.encoder, "fingerprint": features.fingerprint, "source": features.source}
     arrays: dict[str, Any] = {
-        "ids": np.array(features.ids), "image": features.image.astype(np.float32),
-        "text": features.text.astype(np.float32), "meta": np.array(json.dumps(meta)),
-    }  # fmt: skip
+        "ids": np.array(features.ids),
+        "image": features.image.astype(np.float32),
+        "text": features.text.astype(np.float32),
+        "meta": np.array(json.dumps(meta)),
+    }
     if features.labels is not None:
         arrays |= {"labels": features.labels, "classes": np.array(features.classes)}
     for name, values in (("texts", features.texts), ("images", features.images), ("contents", contents)):
@@ -230,8 +239,10 @@ def read_features(path: Path, *, normalise: bool = False) -> PairFeatures:
         InputError: The file is missing, unreadable, lacks an array, or holds features that cannot be used.
     """
     arrays = read_arrays(path)
-    image, text = (_find(arrays, names, part, path, what) for names, part, what in
-                   ((_IMAGE, _PARTS[0], "image"), (_TEXT, _PARTS[1], "text")))  # fmt: skip
+    image, text = (
+        _find(arrays, names, part, path, what)
+        for names, part, what in ((_IMAGE, _PARTS[0], "image"), (_TEXT, _PARTS[1], "text"))
+    )
     labels = _optional(arrays, _LABELS, _PARTS[2])
     onehot, classes = (None, ()) if labels is None else one_hot(labels)
     if "classes" in arrays and onehot is not None and len(arrays["classes"]) == onehot.shape[1]:
@@ -316,9 +327,11 @@ def _guarded(path: Path, reader: Callable[[Path], Any]) -> Any:
         raise
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, TypeError) as error:
         raise InputError(
-            "the features cannot be read", where=path, why=" ".join(str(error).split())[:200] or type(error).__name__,
+            "the features cannot be read",
+            where=path,
+            why=" ".join(str(error).split())[:200] or type(error).__name__,
             remedy="restore the file; arrays of Python objects are not read, as that would run code from the file",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _npy(path: Path) -> np.ndarray:
@@ -363,15 +376,18 @@ def _find(
     found = _optional(arrays, names, parts)
     if found is None:
         raise InputError(
-            f"the file holds no {what} features", where=path,
+            f"the file holds no {what} features",
+            where=path,
             why=f"its arrays are {', '.join(sorted(arrays)) or 'none'}",
             remedy=f"name the array {names[0]}",
-        )  # fmt: skip
+        )
     if found.ndim != 2 or found.dtype.kind not in "fiu":
         raise InputError(
-            f"the {what} features are no matrix of numbers", where=path, why=f"{found.dtype} of shape {found.shape}",
+            f"the {what} features are no matrix of numbers",
+            where=path,
+            why=f"{found.dtype} of shape {found.shape}",
             remedy="give one row of features a pair; raw pixels go through encode-features",
-        )  # fmt: skip
+        )
     return np.ascontiguousarray(found, np.float32)
 
 
@@ -388,15 +404,19 @@ def _unit_rows(rows: np.ndarray, name: str, where: object) -> Bool[np.ndarray, "
     finite = np.isfinite(rows).all(1)
     if not finite.all():
         raise InputError(
-            f"{name} features are not finite", where=where, why=f"for instance row {int(np.argmin(finite))}",
+            f"{name} features are not finite",
+            where=where,
+            why=f"for instance row {int(np.argmin(finite))}",
             remedy="leave out the pair, or compute its features again",
-        )  # fmt: skip
+        )
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     if (norms == 0).any():
         raise InputError(
-            f"{name} features are zero", where=where, why=f"for instance row {int(np.argmin(norms))}",
+            f"{name} features are zero",
+            where=where,
+            why=f"for instance row {int(np.argmin(norms))}",
             remedy="leave out the pair, or compute its features again",
-        )  # fmt: skip
+        )
     return np.abs(norms - 1) < 1e-2
 
 

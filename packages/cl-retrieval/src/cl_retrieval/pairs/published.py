@@ -28,10 +28,12 @@ def read_published(folder: Path) -> RawPairs:
     if any(folder.rglob("All_Tags.txt")):
         return read_nus_wide(folder)
     raise InputError(
-        "the folder holds no pairs", where=folder, why="there is neither a table nor a published set in it",
+        "the folder holds no pairs",
+        where=folder,
+        why="there is neither a table nor a published set in it",
         remedy="put pairs.jsonl, pairs.csv, captions.txt or captions.json beside the images; or lay MIRFlickr, "
         "NUS-WIDE, Wikipedia or Pascal Sentence out as published",
-    )  # fmt: skip
+    )
 
 
 def read_mirflickr(folder: Path, *, rare: int = RARE_TAG) -> RawPairs:
@@ -59,9 +61,13 @@ def read_mirflickr(folder: Path, *, rare: int = RARE_TAG) -> RawPairs:
     has_labels = any(labels.values())
     used = [n for n in numbers if kept[n] and (labels[n] or not has_labels)]
     return joined_pairs(
-        [f"im{n}" for n in used], [folder / f"im{n}.jpg" for n in used], [(", ".join(kept[n]),) for n in used],
-        [tuple(labels[n]) for n in used], folder, folder,
-    )  # fmt: skip
+        [f"im{n}" for n in used],
+        [folder / f"im{n}.jpg" for n in used],
+        [(", ".join(kept[n]),) for n in used],
+        [tuple(labels[n]) for n in used],
+        folder,
+        folder,
+    )
 
 
 def read_nus_wide(folder: Path, *, concepts: int = NUS_CONCEPTS) -> RawPairs:

@@ -131,9 +131,11 @@ def inside(folder: Path, name: str, where: object) -> Path:
     found = (folder / name).resolve()
     if not found.is_relative_to(folder.resolve()) or "\0" in name:
         raise InputError(
-            "an image lies outside the folder of the pairs", where=where, why=f"got {name!r}",
+            "an image lies outside the folder of the pairs",
+            where=where,
+            why=f"got {name!r}",
             remedy="name files relative to that folder, without '..'",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -160,9 +162,11 @@ def joined_pairs(
             )
         if not image.is_file():
             raise InputError(
-                "a text has no image", where=where, why=f"the image {image.name!r} of pair {name!r} is missing",
+                "a text has no image",
+                where=where,
+                why=f"the image {image.name!r} of pair {name!r} is missing",
                 remedy=f"put it into {folder}, or leave the pair out",
-            )  # fmt: skip
+            )
     return RawPairs(tuple(ids), tuple(images), tuple(texts), tuple(labels), folder)
 
 
@@ -209,9 +213,11 @@ def _csv(path: Path) -> Iterator[_Row]:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         if reader.fieldnames is None or not {"image", "text"} <= set(reader.fieldnames):
             raise InputError(
-                "the table lacks a column", where=path, why=f"its columns are {reader.fieldnames}",
+                "the table lacks a column",
+                where=path,
+                why=f"its columns are {reader.fieldnames}",
                 remedy="have the columns image and text, and id and labels if you like",
-            )  # fmt: skip
+            )
         for row in reader:
             yield _row({**row, "labels": [each for each in (row.get("labels") or "").split("|") if each]})
 

@@ -82,9 +82,9 @@ def pretrain(
     *,
     preset: Preset = "v2",
     batch_size: int = 512,
-    optim: OptimSettings = OptimSettings(),  # noqa: B008 - frozen
-    views: ViewSettings = ViewSettings(),  # noqa: B008 - frozen
-    train: Annotated[TrainSettings, Flat] = TrainSettings(),  # noqa: B008 - frozen
+    optim: OptimSettings = OptimSettings(),
+    views: ViewSettings = ViewSettings(),
+    train: Annotated[TrainSettings, Flat] = TrainSettings(),
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -168,9 +168,9 @@ def fit_classifier(
     *,
     model: Path | None = None,
     preset: Preset = "v2",
-    settings: Annotated[FineTuneSettings, Flat] = FineTuneSettings(),  # noqa: B008 - frozen
-    optim: OptimSettings = OptimSettings(lr=2e-4),  # noqa: B008 - frozen
-    train: Annotated[TrainSettings, Flat] = TrainSettings(epochs=500),  # noqa: B008 - frozen
+    settings: Annotated[FineTuneSettings, Flat] = FineTuneSettings(),
+    optim: OptimSettings = OptimSettings(lr=2e-4),
+    train: Annotated[TrainSettings, Flat] = TrainSettings(epochs=500),
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -255,7 +255,7 @@ def evaluate(
     model: Path,
     *,
     probes: tuple[ProbeKind, ...] = ("rf", "logreg", "1nn"),
-    readout: Annotated[Readout, Flat] = Readout(),  # noqa: B008 - frozen
+    readout: Annotated[Readout, Flat] = Readout(),
     fuse: tuple[Path, ...] = (),
     seed: int = 0,
     out: Path | None = None,

@@ -87,18 +87,27 @@ def load_backbone(name: str, *, weights: str | None = None) -> Backbone:
     """
     library, _, plain = name.partition(":")
     if library not in ("timm", "torchvision", "transformers") or not plain:
-        raise InputError("the backbone is not named", where="--backbone", why=f"got {name}",
-                         remedy="use timm:NAME, torchvision:NAME or transformers:FOLDER")  # fmt: skip
+        raise InputError(
+            "the backbone is not named",
+            where="--backbone",
+            why=f"got {name}",
+            remedy="use timm:NAME, torchvision:NAME or transformers:FOLDER",
+        )
     try:
         if library == "transformers":
             return _from_transformers(plain)
         model = _from_library(library, plain, hub=weights == "hub")
     except ImportError as error:
-        raise InputError("the library of the backbone is not installed", where="--backbone", why=str(error),
-                         remedy="install cl-video3d[backbones]") from error  # fmt: skip
+        raise InputError(
+            "the library of the backbone is not installed",
+            where="--backbone",
+            why=str(error),
+            remedy="install cl-video3d[backbones]",
+        ) from error
     if weights is None:
-        warnings.warn(f"{name} has random weights: pass its published ones as a file, or `hub`", ContrastiveWarning,
-                      stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"{name} has random weights: pass its published ones as a file, or `hub`", ContrastiveWarning, stacklevel=2
+        )
     elif weights != "hub":
         _load(model, Path(weights))
     model = model.eval().requires_grad_(False)
@@ -172,9 +181,12 @@ def _from_transformers(name: str) -> Backbone:
 
 
 def _unreachable(name: str, error: Exception) -> InputError:
-    return InputError("the backbone's weights could not be fetched", where=f"--backbone {name}",
-                      why=str(error).splitlines()[0],
-                      remedy="fetch them elsewhere and name the local path")  # fmt: skip
+    return InputError(
+        "the backbone's weights could not be fetched",
+        where=f"--backbone {name}",
+        why=str(error).splitlines()[0],
+        remedy="fetch them elsewhere and name the local path",
+    )
 
 
 def _load(model: torch.nn.Module, path: Path) -> None:
@@ -189,12 +201,15 @@ def _load(model: torch.nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
         tensors = {key: value for key, value in state.get("state_dict", state).items() if isinstance(value, Tensor)}
     except Exception as error:  # truncated and foreign files fail in many ways inside the readers
-        raise InputError("the weights cannot be read", where=path, why=(str(error) or type(error).__name__)
-                         .splitlines()[0]) from error  # fmt: skip
+        raise InputError(
+            "the weights cannot be read", where=path, why=(str(error) or type(error).__name__).splitlines()[0]
+        ) from error
     wanted = model.state_dict()
     wrong = sorted(key for key, value in wanted.items() if key not in tensors or tensors[key].shape != value.shape)
     if wrong:
-        raise InputError("the weights are of another backbone", where=path,
-                         why=f"{len(wrong)} of {len(wanted)} tensors are missing or of another shape, such as "
-                         f"{wrong[0]}")  # fmt: skip
+        raise InputError(
+            "the weights are of another backbone",
+            where=path,
+            why=f"{len(wrong)} of {len(wanted)} tensors are missing or of another shape, such as {wrong[0]}",
+        )
     model.load_state_dict({key: tensors[key] for key in wanted})

@@ -82,12 +82,18 @@ class EchoCache:
             yield connection
         except sqlite3.OperationalError as error:  # no space, no permission, no table of ours
             raise InputError(
-                "the echo cache cannot be used", where=self.path, why=str(error),
+                "the echo cache cannot be used",
+                where=self.path,
+                why=str(error),
                 remedy="free space and permissions there; what was measured before is kept",
-            ) from error  # fmt: skip
+            ) from error
         except sqlite3.DatabaseError as error:
-            raise InputError("the echo cache is damaged", where=self.path, why=str(error),
-                             remedy="remove the file; everything is measured again") from error  # fmt: skip
+            raise InputError(
+                "the echo cache is damaged",
+                where=self.path,
+                why=str(error),
+                remedy="remove the file; everything is measured again",
+            ) from error
         finally:
             if connection is not None:
                 connection.close()

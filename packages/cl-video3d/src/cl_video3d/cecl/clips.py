@@ -36,12 +36,17 @@ class ClipSettings:
     def __post_init__(self) -> None:
         def check(option: str, fine: bool, wanted: str, value: object) -> None:
             if not fine:
-                raise InputError("a setting of the clips is out of range", where=option, why=f"got {value}",
-                                 remedy=f"use {wanted}")  # fmt: skip
+                raise InputError(
+                    "a setting of the clips is out of range", where=option, why=f"got {value}", remedy=f"use {wanted}"
+                )
 
         check("--frames", self.frames >= 4, "at least 4", self.frames)
-        check("--size", self.size == 0 or (self.size >= 16 and self.size % 2 == 0), "0 or an even number from 16",
-              self.size)  # fmt: skip
+        check(
+            "--size",
+            self.size == 0 or (self.size >= 16 and self.size % 2 == 0),
+            "0 or an even number from 16",
+            self.size,
+        )
         check("--stride", self.stride >= 0, "0 or a positive number", self.stride)
         check("--clips", self.clips >= 1, "at least 1", self.clips)
         check("--seed", self.seed >= 0, "0 or a positive number", self.seed)
@@ -67,29 +72,37 @@ def plan_clips(video: VideoInfo, entry: Entry, settings: ClipSettings, short_sid
         InputError: The video has too few frames or is too small, or its transfer is PQ.
     """
     if video.transfer == "pq" and not settings.allow_pq:
-        raise InputError("the video is HDR with PQ transfer", where=video.path,
-                         why="its code values at 8 bits are no comparable luma",
-                         remedy="tone-map it first, or pass --allow-pq")  # fmt: skip
+        raise InputError(
+            "the video is HDR with PQ transfer",
+            where=video.path,
+            why="its code values at 8 bits are no comparable luma",
+            remedy="tone-map it first, or pass --allow-pq",
+        )
     span = (settings.frames - 1) * settings.stride_of(video.fps) + 1
     end = video.frames if entry.frames is None else min(video.frames, entry.start + entry.frames)
     if end - entry.start < span:
         raise InputError(
-            "the video is too short for a clip", where=video.path,
+            "the video is too short for a clip",
+            where=video.path,
             why=f"{max(0, end - entry.start)} frames, a clip spans {span}",
             remedy="use fewer --frames, or leave it out",
-        )  # fmt: skip
+        )
     if short_side > min(video.width, video.height):
         raise InputError(
-            "the video is smaller than the short side", where=video.path,
+            "the video is smaller than the short side",
+            where=video.path,
             why=f"{video.width}x{video.height}, --short-sides asks for {short_side}",
             remedy="use a smaller one; videos are not enlarged",
-        )  # fmt: skip
+        )
     width, height = scaled_size(video.width, video.height, short_side)
     side = settings.size
     if min(width, height) < side:
-        raise InputError("the video is smaller than a clip", where=video.path,
-                         why=f"{width}x{height}, a clip has {side}x{side}",
-                         remedy="use a smaller --size; clips are not enlarged")  # fmt: skip
+        raise InputError(
+            "the video is smaller than a clip",
+            where=video.path,
+            why=f"{width}x{height}, a clip has {side}x{side}",
+            remedy="use a smaller --size; clips are not enlarged",
+        )
     word = hashlib.sha256(f"{entry.video_id}\0{short_side}\0{settings.seed}".encode()).digest()
     draw = np.random.default_rng(int.from_bytes(word[:8], "little"))
     latest = end - span

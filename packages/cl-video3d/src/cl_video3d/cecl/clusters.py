@@ -68,8 +68,11 @@ class RQClusters:
         """
         names = tuple(setting.name for setting in echoes.settings)
         if names != self.settings:
-            raise InputError("the clips were measured at other operating points than the clusters", where=echoes.folder,
-                             why=f"{', '.join(names)} instead of {', '.join(self.settings)}")  # fmt: skip
+            raise InputError(
+                "the clips were measured at other operating points than the clusters",
+                where=echoes.folder,
+                why=f"{', '.join(names)} instead of {', '.join(self.settings)}",
+            )
         log_rate, quality = log_rates(echoes.measured["bpp"]), echoes.measured["psnr"]
         if self.algorithm == "bd-kmedoids":
             return curve_distances(log_rate, quality, self.log_rate, self.quality).argmin(1)
@@ -103,8 +106,9 @@ class RQClusters:
                 plain[name] = tuple(plain[name])
             return cls(**plain, **arrays)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError("the clusters cannot be read", where=folder, why=str(error),
-                             remedy="run cluster again") from error  # fmt: skip
+            raise InputError(
+                "the clusters cannot be read", where=folder, why=str(error), remedy="run cluster again"
+            ) from error
 
 
 def fit_clusters(
@@ -128,15 +132,19 @@ def fit_clusters(
         InputError: Fewer clips than clusters, or fewer than two operating points.
     """
     if len(echoes.settings) < 2:
-        raise InputError("a rate-quality curve has two points at least", where="--crf",
-                         why=f"got {len(echoes.settings)}")  # fmt: skip
+        raise InputError(
+            "a rate-quality curve has two points at least", where="--crf", why=f"got {len(echoes.settings)}"
+        )
     log_rate, quality = log_rates(echoes.measured["bpp"]), echoes.measured["psnr"]
     grid = np.linspace(float(np.quantile(quality, 0.1)), float(np.quantile(quality, 0.9)), 7)
     counts = range(_RANGE[0], min(_RANGE[1], len(echoes) - 1) + 1) if clusters is None else (clusters,)
     if not counts or min(counts) < 2 or max(counts) >= len(echoes):
-        raise InputError("the clips cannot be divided into so many clusters", where="--clusters",
-                         why=f"got {clusters} for {len(echoes)} clips",
-                         remedy="use 2 or more, fewer than clips")  # fmt: skip
+        raise InputError(
+            "the clips cannot be divided into so many clusters",
+            where="--clusters",
+            why=f"got {clusters} for {len(echoes)} clips",
+            remedy="use 2 or more, fewer than clips",
+        )
     points = _points(log_rate, quality, space, grid)
     distances = curve_distances(log_rate, quality) if algorithm == "bd-kmedoids" else None
     fits = [_fit(points, distances, count, seed) for count in counts]
@@ -152,11 +160,17 @@ def fit_clusters(
         centers = np.zeros((0, points.shape[1]))
         curves = [(log_rate[medoids[k]], quality[medoids[k]]) for k in order]
     return RQClusters(
-        algorithm, space, tuple(setting.name for setting in echoes.settings),
-        tuple(setting.value for setting in echoes.settings), grid, centers,
-        np.stack([curve[0] for curve in curves]), np.stack([curve[1] for curve in curves]), silhouette,
+        algorithm,
+        space,
+        tuple(setting.name for setting in echoes.settings),
+        tuple(setting.value for setting in echoes.settings),
+        grid,
+        centers,
+        np.stack([curve[0] for curve in curves]),
+        np.stack([curve[1] for curve in curves]),
+        silhouette,
         tuple(int((labels == k).sum()) for k in order),
-    )  # fmt: skip
+    )
 
 
 def _points(log_rate: np.ndarray, quality: np.ndarray, space: Space, grid: np.ndarray) -> np.ndarray:

@@ -83,9 +83,9 @@ def encode_echo(
     videos: Path,
     out: Path,
     *,
-    clips: Annotated[ClipSettings, Lists] = ClipSettings(),  # noqa: B008 - frozen
-    echo: Annotated[EchoSettings, Lists] = EchoSettings(),  # noqa: B008 - frozen
-    raw: RawFormat = RawFormat(),  # noqa: B008 - frozen
+    clips: Annotated[ClipSettings, Lists] = ClipSettings(),
+    echo: Annotated[EchoSettings, Lists] = EchoSettings(),
+    raw: RawFormat = RawFormat(),
     jobs: int = 1,
     strict: bool = False,
     progress: bool = True,
@@ -118,12 +118,12 @@ def train_model(
     *,
     split: str | None = None,
     codec: Codec | None = None,
-    model: Annotated[ModelConfig, Flat] = ModelConfig(),  # noqa: B008 - frozen
-    objective: Annotated[ObjectiveSettings, Flat] = ObjectiveSettings(),  # noqa: B008 - frozen
-    optim: OptimSettings = OptimSettings(),  # noqa: B008 - frozen
-    views: ViewSettings = ViewSettings(),  # noqa: B008 - frozen
+    model: Annotated[ModelConfig, Flat] = ModelConfig(),
+    objective: Annotated[ObjectiveSettings, Flat] = ObjectiveSettings(),
+    optim: OptimSettings = OptimSettings(),
+    views: ViewSettings = ViewSettings(),
     batch_size: int = 64,
-    train: Annotated[TrainSettings, Flat] = TrainSettings(epochs=15),  # noqa: B008 - frozen
+    train: Annotated[TrainSettings, Flat] = TrainSettings(epochs=15),
     workers: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -151,31 +151,59 @@ def train_model(
     shape = clip_shape(part)
     view = views.shape(shape)
     if objective.uses_residuals and len(part.settings) != len(store.settings):
-        raise InputError("residual maps are learned from one codec and resolution", where=echoes,
-                         why=f"{len(store.settings)} operating points were measured",
-                         remedy="measure one codec without --shares for --echo residual")  # fmt: skip
+        raise InputError(
+            "residual maps are learned from one codec and resolution",
+            where=echoes,
+            why=f"{len(store.settings)} operating points were measured",
+            remedy="measure one codec without --shares for --echo residual",
+        )
     config: dict[str, Any] = {
-        "command": "train", "echoes": str(echoes), "split": name, "codec": part.settings[0].codec,
-        **dataclasses.asdict(model), **dataclasses.asdict(objective), "optim": dataclasses.asdict(optim),
-        "views": dataclasses.asdict(views), "batch_size": batch_size, **dataclasses.asdict(train),
-    }  # fmt: skip
+        "command": "train",
+        "echoes": str(echoes),
+        "split": name,
+        "codec": part.settings[0].codec,
+        **dataclasses.asdict(model),
+        **dataclasses.asdict(objective),
+        "optim": dataclasses.asdict(optim),
+        "views": dataclasses.asdict(views),
+        "batch_size": batch_size,
+        **dataclasses.asdict(train),
+    }
     with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
         network = train_echo(
-            part, run=run, model=model, objective=objective, optim=optim, views=views, batch_size=batch_size,
-            train=train, workers=workers,
-        )  # fmt: skip
+            part,
+            run=run,
+            model=model,
+            objective=objective,
+            optim=optim,
+            views=views,
+            batch_size=batch_size,
+            train=train,
+            workers=workers,
+        )
         uses = {"view": list(view), "clips": clip_frames(echoes), "codec": part.settings[0].codec}
         save_model(network, run, uses)
         rows = [row for row in run.metrics() if "loss" in row]
         z = _embed(network, part, view)
         rate = log_rates(part.measured["bpp"])[:, _middle(part)]
         report = Report("Compression echo contrastive learning")
-        report.facts({"clips": len(part), "videos": len(set(part.videos)), "method": objective.method,
-                      "target": objective.target, "echo": objective.echo, "codec": part.settings[0].codec,
-                      "split": name or "all"})  # fmt: skip
+        report.facts(
+            {
+                "clips": len(part),
+                "videos": len(set(part.videos)),
+                "method": objective.method,
+                "target": objective.target,
+                "echo": objective.echo,
+                "codec": part.settings[0].codec,
+                "split": name or "all",
+            }
+        )
         report.curve("Loss", {"loss": ([r["step"] for r in rows], [r["loss"] for r in rows])}, "step", "nats")
-        report.figure("Embeddings of the training clips", figures.embedding_map(z, rate, part.groups),
-                      "Principal components; on the left the colour is what an encoder measured.")  # fmt: skip
+        report.figure(
+            "Embeddings of the training clips",
+            figures.embedding_map(z, rate, part.groups),
+            "Principal components; on the left the colour is what an encoder measured.",
+        )
         report.write(out / "report.html")
         run.write_results({"loss": rows[-1]["loss"] if rows else None, "clips": len(part)})
     print(f"model in {out}, report in {out / 'report.html'}")
@@ -186,7 +214,7 @@ def embed(
     source: Path,
     out: Path,
     *,
-    raw: RawFormat = RawFormat(),  # noqa: B008 - frozen
+    raw: RawFormat = RawFormat(),
     per_video: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -267,22 +295,46 @@ def cluster(
         fit_predictor(z, labels, rate, quality).save(out)
     _write_rows(
         out / "assignment.csv",
-        [{"clip_id": clip.clip_id, "video_id": clip.video_id, "group": clip.group, "split": clip.split,
-          "cluster": int(label)} for clip, label in zip(everything.clips, all_labels, strict=True)],
-    )  # fmt: skip
+        [
+            {
+                "clip_id": clip.clip_id,
+                "video_id": clip.video_id,
+                "group": clip.group,
+                "split": clip.split,
+                "cluster": int(label),
+            }
+            for clip, label in zip(everything.clips, all_labels, strict=True)
+        ],
+    )
     _write_rungs(out, part, labels, found, store, codec)
     report = Report("Clusters of encoding complexity")
-    report.facts({"clips": len(part), "algorithm": algorithm, "clusters": len(found), "silhouette":
-                  f"{found.silhouette:.3f}", "fitted on": name or "all clips"})  # fmt: skip
-    report.figure("Rate and quality", figures.rq_curves(rate, quality, labels, part.groups),
-                  _spread_sentence(rate, quality, labels, part.groups))  # fmt: skip
+    report.facts(
+        {
+            "clips": len(part),
+            "algorithm": algorithm,
+            "clusters": len(found),
+            "silhouette": f"{found.silhouette:.3f}",
+            "fitted on": name or "all clips",
+        }
+    )
+    report.figure(
+        "Rate and quality",
+        figures.rq_curves(rate, quality, labels, part.groups),
+        _spread_sentence(rate, quality, labels, part.groups),
+    )
     report.figure("Examples", figures.example_frames(part, labels), "Middle frames; cluster 0 is the easiest.")
-    report.table("Clusters", ["cluster", "clips", "log2 bpp, middle point", "PSNR, middle point"],
-                 [[k, size, float(found.log_rate[k, _middle(part)]), float(found.quality[k, _middle(part)])]
-                  for k, size in enumerate(found.sizes)])  # fmt: skip
+    report.table(
+        "Clusters",
+        ["cluster", "clips", "log2 bpp, middle point", "PSNR, middle point"],
+        [
+            [k, size, float(found.log_rate[k, _middle(part)]), float(found.quality[k, _middle(part)])]
+            for k, size in enumerate(found.sizes)
+        ],
+    )
     report.write(out / "report.html")
-    print(f"{len(found)} clusters of {', '.join(map(str, found.sizes))} clips in {out}, report in "
-          f"{out / 'report.html'}")  # fmt: skip
+    print(
+        f"{len(found)} clusters of {', '.join(map(str, found.sizes))} clips in {out}, report in {out / 'report.html'}"
+    )
 
 
 def evaluate(
@@ -330,8 +382,10 @@ def evaluate(
         model, uses = load_model(path)
         features[str(path)] = _embed(model, part, _view(uses))
         if test_split is None:
-            notes.append(f"{path} was trained on split {RunFolder(path).config().get('split') or 'all'} of its clips; "
-                         "where those are judged here, its figures are too good")  # fmt: skip
+            notes.append(
+                f"{path} was trained on split {RunFolder(path).config().get('split') or 'all'} of its clips; "
+                "where those are judged here, its figures are too good"
+            )
     if not features:
         raise InputError("there is nothing to evaluate", where="RUN, --baselines", remedy="name a run or a baseline")
     parts = _folds(part, test_split, folds, clusters, seed)
@@ -341,34 +395,49 @@ def evaluate(
     }
     rate, quality = log_rates(part.measured["bpp"]), part.measured["psnr"]
     labels = fit_clusters(part, clusters=clusters, seed=seed).assign(part)
-    results: dict[str, Any] = {"clips": len(part), "groups": len(set(part.groups)), "folds": len(parts),
-                               "scores": scores, "notes": notes}  # fmt: skip
+    results: dict[str, Any] = {
+        "clips": len(part),
+        "groups": len(set(part.groups)),
+        "folds": len(parts),
+        "scores": scores,
+        "notes": notes,
+    }
     tables: list[tuple[str, list[dict[str, Any]]]] = [
         ("Scores on held-out groups", [{"features": n, **{k: s[k] for k in _SHOWN}} for n, s in scores.items()])
     ]
     first = next(iter(scores.values()))
-    tables.append(("Rung error, dB (lower is better)",
-                   [{"ladder": "one for all", "error": first["rung_fixed"]},
-                    *({"ladder": f"clusters predicted by {n}", "error": s["rung_predicted"]}
-                      for n, s in scores.items()),
-                    {"ladder": "true clusters", "error": first["rung_oracle"]}]))  # fmt: skip
+    tables.append(
+        (
+            "Rung error, dB (lower is better)",
+            [
+                {"ladder": "one for all", "error": first["rung_fixed"]},
+                *({"ladder": f"clusters predicted by {n}", "error": s["rung_predicted"]} for n, s in scores.items()),
+                {"ladder": "true clusters", "error": first["rung_oracle"]},
+            ],
+        )
+    )
     if len({setting.share for setting in store.settings}) > 1:
         ladders = _ladder_table(store, codec, part, features, parts)
         results["ladders"] = ladders
         tables.append(("Ladders over resolutions against the fixed one (negative BD-rate saves)", ladders))
     best = list(features)[-1]
-    tables.append((f"Error of predicted log2 bpp by compression of the source, {best}",
-                   _stratified(features[best], part, parts)))  # fmt: skip
+    tables.append(
+        (f"Error of predicted log2 bpp by compression of the source, {best}", _stratified(features[best], part, parts))
+    )
     if out is not None:
         report = Report("Evaluation of complexity embeddings")
         report.facts({"clips": len(part), "groups": results["groups"], "folds": len(parts), "clusters": clusters})
         for title, rows in tables:
             report.table(title, list(rows[0]), [list(row.values()) for row in rows])
-        report.figure("Rate and quality", figures.rq_curves(rate, quality, labels, part.groups),
-                      _spread_sentence(rate, quality, labels, part.groups))  # fmt: skip
+        report.figure(
+            "Rate and quality",
+            figures.rq_curves(rate, quality, labels, part.groups),
+            _spread_sentence(rate, quality, labels, part.groups),
+        )
         for path in run:
-            report.figure(f"Embeddings of {path}",
-                          figures.embedding_map(features[str(path)], rate[:, _middle(part)], part.groups))  # fmt: skip
+            report.figure(
+                f"Embeddings of {path}", figures.embedding_map(features[str(path)], rate[:, _middle(part)], part.groups)
+            )
         report.figure("Examples", figures.example_frames(part, labels), "Middle frames; cluster 0 is the easiest.")
         for note in notes:
             report.text(note)
@@ -388,7 +457,7 @@ def predict_ladder(
     clusters: Path,
     videos: Path,
     *,
-    raw: RawFormat = RawFormat(),  # noqa: B008 - frozen
+    raw: RawFormat = RawFormat(),
     out: Path | None = None,
     json: bool = False,
     overwrite: bool = False,
@@ -422,8 +491,14 @@ def predict_ladder(
         rate, quality = (values.mean(0) for values in predictor.curves(each.z))
         name = each.video_id if not each.short_side else f"{each.video_id} at {each.short_side}"
         steps = [rung.at(each.width, each.height, each.fps) for rung in ladders[best]]
-        row: dict[str, Any] = {"video_id": each.video_id, "width": each.width, "height": each.height, "clips":
-                               len(each.z), "cluster": best, "confidence": float(odds[best])}  # fmt: skip
+        row: dict[str, Any] = {
+            "video_id": each.video_id,
+            "width": each.width,
+            "height": each.height,
+            "clips": len(each.z),
+            "cluster": best,
+            "confidence": float(odds[best]),
+        }
         row |= {f"log2bpp@CRF{crf:g}": float(value) for crf, value in zip(found.crf, rate, strict=True)}
         row |= {f"kbps@{rung.quality:g}dB": step["kbps"] for rung, step in zip(ladders[best], steps, strict=True)}
         row |= {f"crf@{rung.quality:g}dB": step["crf"] for rung, step in zip(ladders[best], steps, strict=True)}
@@ -438,11 +513,12 @@ def predict_ladder(
         report.figure("Predicted rate and quality", figures.predicted_curves(drawn))
         for name, plan in plans.items():
             report.table(
-                f"{name}: cluster {plan['cluster']}, confidence {plan['confidence']:.2f}", list(plan["rungs"][0]),
+                f"{name}: cluster {plan['cluster']}, confidence {plan['confidence']:.2f}",
+                list(plan["rungs"][0]),
                 [list(step.values()) for step in plan["rungs"]],
                 note="Expected quality in dB PSNR, with what a tenth of the cluster's training clips fall below and "
                 "exceed.",
-            )  # fmt: skip
+            )
         report.write(out / "report.html")
     if json:
         print(json_format.dumps(_finite({"videos": rows, "ladders": plans, "failed": failures}), indent=2))
@@ -490,8 +566,11 @@ def bdrate(
     curves = [_read_curve(path) for path in (anchor, test)]
     rate, quality = (function(*curves, interpolation=interpolation) for function in (bd_rate, bd_quality))
     if json:
-        print(json_format.dumps(_finite({"bd_rate": dataclasses.asdict(rate),
-                                         "bd_quality": dataclasses.asdict(quality)}), indent=2))  # fmt: skip
+        print(
+            json_format.dumps(
+                _finite({"bd_rate": dataclasses.asdict(rate), "bd_quality": dataclasses.asdict(quality)}), indent=2
+            )
+        )
     else:
         print(f"BD-rate {rate.value:+.2f} %, BD-quality {quality.value:+.3f} {unit}: {in_words(rate, quality, unit)}")
 
@@ -503,7 +582,7 @@ def search(
     *,
     top: int = 10,
     raw: RawFormat = RawFormat(),
-    json: bool = False,  # noqa: B008
+    json: bool = False,
 ) -> None:
     """Nearest videos by complexity.
 
@@ -585,19 +664,27 @@ def _embed_videos(
                 parts = [
                     embed_clips(model, luma(frames)[None], _view(uses))
                     for _, frames in read_windows(
-                        video, windows, length=settings.frames, stride=stride, size=settings.size,
+                        video,
+                        windows,
+                        length=settings.frames,
+                        stride=stride,
+                        size=settings.size,
                         short_side=short_side,
                     )
-                ]  # fmt: skip
+                ]
                 if not parts:
-                    raise InputError("no clip could be decoded", where=entry.path,
-                                     why="all of them touch damaged packets")  # fmt: skip
+                    raise InputError(
+                        "no clip could be decoded", where=entry.path, why="all of them touch damaged packets"
+                    )
             except InputError as error:
                 errors.append((entry.path, error))
                 continue
             width, height = scaled_size(video.width, video.height, short_side)
-            out.append(_Embedded(entry.video_id, entry.group, short_side, width, height, video.fps / stride,
-                                 np.concatenate(parts)))  # fmt: skip
+            out.append(
+                _Embedded(
+                    entry.video_id, entry.group, short_side, width, height, video.fps / stride, np.concatenate(parts)
+                )
+            )
     if not out:
         raise errors[0][1]
     for path, failure in errors:
@@ -630,8 +717,12 @@ def _baseline(name: str, echoes: EchoSet, weights: str | None) -> Float[np.ndarr
     if name == "trial":
         return baselines.trial_features(echoes)
     if name not in ("siti",) and ":" not in name:
-        raise InputError("unknown baseline", where="--baselines", why=f"got {name}",
-                         remedy="siti, trial, or LIBRARY:NAME of a backbone")  # fmt: skip
+        raise InputError(
+            "unknown baseline",
+            where="--baselines",
+            why=f"got {name}",
+            remedy="siti, trial, or LIBRARY:NAME of a backbone",
+        )
     backbone = None if name == "siti" else baselines.load_backbone(name, weights=weights)
     parts = []
     for start in range(0, len(echoes), 64):
@@ -650,8 +741,11 @@ def _folds(echoes: EchoSet, test_split: str | None, folds: int, clusters: int, s
         return make_folds(echoes, folds=folds, clusters=clusters, seed=seed)
     held = np.array([clip.split == test_split for clip in echoes.clips])
     if not held.any() or held.all():
-        raise InputError("the split leaves nothing on one side", where="--test-split",
-                         why=f"{int(held.sum())} of {len(held)} clips are of {test_split!r}")  # fmt: skip
+        raise InputError(
+            "the split leaves nothing on one side",
+            where="--test-split",
+            why=f"{int(held.sum())} of {len(held)} clips are of {test_split!r}",
+        )
     return [fold_of(echoes, np.flatnonzero(~held), np.flatnonzero(held), clusters=clusters, seed=seed)]
 
 
@@ -666,8 +760,9 @@ def _ladder_table(
         rows: list[dict[str, Any]] = []
         for fold in folds:
             known_rate = log_rates(part.measured["bpp"])[fold.train]
-            predictor = fit_predictor(values[fold.train], fold.train_labels, known_rate,
-                                      part.measured["psnr"][fold.train])  # fmt: skip
+            predictor = fit_predictor(
+                values[fold.train], fold.train_labels, known_rate, part.measured["psnr"][fold.train]
+            )
             odds = predictor.probabilities(values[fold.test], len(fold.clusters))
             truth = np.eye(len(fold.clusters))[fold.test_labels]
             train_truth = np.eye(len(fold.clusters))[fold.train_labels]
@@ -677,28 +772,38 @@ def _ladder_table(
             )
             held, held_truth = (_by_video(curves.videos, names, fold.test, v) for v in (odds, truth))
             rows += compare_ladders(
-                _some(curves, list(held)), [crossing[v.argmax()] for v in held.values()],
+                _some(curves, list(held)),
+                [crossing[v.argmax()] for v in held.values()],
                 [crossing[v.argmax()] for v in held_truth.values()],
-            )  # fmt: skip
+            )
         for kind in ("predicted cluster", "oracle cluster", "hull"):
             mine = [row for row in rows if row["ladder"] == kind]
             rate, gain = (np.array([row[name] for row in mine], dtype=np.float64) for name in ("bd_rate", "bd_quality"))
             finite_rate, finite_gain = rate[np.isfinite(rate)], gain[np.isfinite(gain)]
-            out.append({
-                "features": feature_name, "ladder": kind, "videos": len(mine),
-                "no delta": len(mine) - len(finite_rate),
-                "BD-rate, %": float(finite_rate.mean()) if len(finite_rate) else None,
-                "median": float(np.median(finite_rate)) if len(finite_rate) else None,
-                "sd": float(finite_rate.std()) if len(finite_rate) else None,
-                "BD-PSNR, dB": float(finite_gain.mean()) if len(finite_gain) else None,
-            })  # fmt: skip
+            out.append(
+                {
+                    "features": feature_name,
+                    "ladder": kind,
+                    "videos": len(mine),
+                    "no delta": len(mine) - len(finite_rate),
+                    "BD-rate, %": float(finite_rate.mean()) if len(finite_rate) else None,
+                    "median": float(np.median(finite_rate)) if len(finite_rate) else None,
+                    "sd": float(finite_rate.std()) if len(finite_rate) else None,
+                    "BD-PSNR, dB": float(finite_gain.mean()) if len(finite_gain) else None,
+                }
+            )
     return out
 
 
 def _some(curves: Any, names: Sequence[str]) -> Any:
     index = [curves.videos.index(name) for name in names]
-    return dataclasses.replace(curves, videos=tuple(names), log_rate=curves.log_rate[index],
-                               quality=curves.quality[index], height=curves.height[index])  # fmt: skip
+    return dataclasses.replace(
+        curves,
+        videos=tuple(names),
+        log_rate=curves.log_rate[index],
+        quality=curves.quality[index],
+        height=curves.height[index],
+    )
 
 
 def _by_video(
@@ -713,8 +818,9 @@ def _by_video(
 def _stratified(features: np.ndarray, echoes: EchoSet, folds: Sequence[Fold]) -> list[dict[str, Any]]:
     rate, rows, errors = log_rates(echoes.measured["bpp"]), [], []
     for fold in folds:
-        predictor = fit_predictor(features[fold.train], fold.train_labels, rate[fold.train],
-                                  echoes.measured["psnr"][fold.train])  # fmt: skip
+        predictor = fit_predictor(
+            features[fold.train], fold.train_labels, rate[fold.train], echoes.measured["psnr"][fold.train]
+        )
         predicted = predictor.curves(features[fold.test])[0]
         rows.append(fold.test)
         errors.append(np.abs(predicted - rate[fold.test]).mean(1))
@@ -745,11 +851,16 @@ def _write_rungs(
         truth = _by_video(curves.videos, names, np.arange(len(names)), np.eye(len(found))[labels])
         crossing = cluster_crossovers(curves, np.array([v.argmax() for v in truth.values()]), len(found))
         # Crossovers are rates of whole frames, those of the steps are bits a pixel: joined at the median frame.
-        scale = np.median([
-            clip.width * clip.height * clip.fps / 1000
-            * ((clip.short_side / min(clip.width, clip.height)) ** 2 if clip.short_side else 1.0)
-            for clip in part.clips
-        ])  # fmt: skip
+        scale = np.median(
+            [
+                clip.width
+                * clip.height
+                * clip.fps
+                / 1000
+                * ((clip.short_side / min(clip.width, clip.height)) ** 2 if clip.short_side else 1.0)
+                for clip in part.clips
+            ]
+        )
         plain = rungs(parts, labels, found)
         shares = [
             [curves.shares[int(p)] for p in picks_of(np.log2([r.bpp * scale for r in steps]), crossing[k])]
@@ -784,15 +895,22 @@ def _read_curve(path: Path) -> Float[np.ndarray, "n 2"]:
     rate = next((name for name in ("rate", "kbps", "bpp", "bits") if name in columns), None)
     quality = next((name for name in ("quality", "psnr", "vmaf", "ssim") if name in columns), None)
     if rate is None or quality is None:
-        raise InputError("the curve lacks a column", where=path, why=f"its columns are {columns}",
-                         remedy="name them rate (or kbps, bpp) and quality (or psnr, vmaf, ssim)")  # fmt: skip
+        raise InputError(
+            "the curve lacks a column",
+            where=path,
+            why=f"its columns are {columns}",
+            remedy="name them rate (or kbps, bpp) and quality (or psnr, vmaf, ssim)",
+        )
     values = []
     for line, row in enumerate(rows, 2):
         try:
             values.append([float(row[rate]), float(row[quality])])
         except (TypeError, ValueError) as error:
-            raise InputError("a row of the curve holds no numbers", where=f"{path}: line {line}",
-                             why=f"{row[rate]!r}, {row[quality]!r}") from error  # fmt: skip
+            raise InputError(
+                "a row of the curve holds no numbers",
+                where=f"{path}: line {line}",
+                why=f"{row[rate]!r}, {row[quality]!r}",
+            ) from error
     return np.array(values, dtype=np.float64)
 
 

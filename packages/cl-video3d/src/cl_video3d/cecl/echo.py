@@ -56,16 +56,26 @@ class EchoSettings:
 
     def __post_init__(self) -> None:
         if self.preset and len(self.preset) != len(self.codec):
-            raise InputError("there is one preset a codec", where="--preset",
-                             why=f"{len(self.preset)} presets for {len(self.codec)} codecs")  # fmt: skip
-        for option, values in (("--codec", self.codec), ("--crf", self.crf), ("--kbps", self.kbps),
-                               ("--shares", self.shares)):  # fmt: skip
+            raise InputError(
+                "there is one preset a codec",
+                where="--preset",
+                why=f"{len(self.preset)} presets for {len(self.codec)} codecs",
+            )
+        for option, values in (
+            ("--codec", self.codec),
+            ("--crf", self.crf),
+            ("--kbps", self.kbps),
+            ("--shares", self.shares),
+        ):
             if len(set(values)) < len(values):
                 raise InputError("a value is given twice", where=option, why=f"got {values}")
         if not self.codec or 1.0 not in self.shares:
-            raise InputError("the clip's own resolution is always measured", where="--codec, --shares",
-                             why=f"got {self.codec}, {self.shares}",
-                             remedy="include a codec, and the share 1")  # fmt: skip
+            raise InputError(
+                "the clip's own resolution is always measured",
+                where="--codec, --shares",
+                why=f"got {self.codec}, {self.shares}",
+                remedy="include a codec, and the share 1",
+            )
         self.settings()  # refuses what an encoder cannot do
 
     def settings(self) -> tuple[EncodeSetting, ...]:
@@ -154,20 +164,34 @@ def measure(
     count = {kind: int((coded.frame_types == kind).sum()) for kind in "IPB"}
     total = int(coded.frame_bits.sum())
     found = Measurement(
-        total, total / source.size, float(quality.mean()), float(quality.std()),
-        bits["I"], bits["P"], bits["B"], count["I"], count["P"], count["B"],
+        total,
+        total / source.size,
+        float(quality.mean()),
+        float(quality.std()),
+        bits["I"],
+        bits["P"],
+        bits["B"],
+        count["I"],
+        count["P"],
+        count["B"],
         ssim(source, decoded) if with_ssim else None,
         vmaf(frames, coded.frames, fps=fps) if with_vmaf else None,
-    )  # fmt: skip
+    )
     return found, coded.frames
 
 
 def cache_key(frames_digest: str, setting: EncodeSetting, fps: float, echo: EchoSettings) -> str:
     """Name of a measurement: what was encoded, how, by which libraries, and what was measured."""
     words = [
-        f"format-{_FORMAT}", frames_digest, setting.name, f"{fps:.6g}", library_versions(),
-        f"ssim={echo.ssim}", f"vmaf={echo.vmaf}", f"residuals={echo.residuals}",
-    ]  # fmt: skip
+        f"format-{_FORMAT}",
+        frames_digest,
+        setting.name,
+        f"{fps:.6g}",
+        library_versions(),
+        f"ssim={echo.ssim}",
+        f"vmaf={echo.vmaf}",
+        f"residuals={echo.residuals}",
+    ]
     return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 
@@ -211,8 +235,12 @@ def echo_vectors(
         InputError: The kind is unknown.
     """
     if kind not in get_args(EchoKind):
-        raise InputError("the echo is of no known kind", where="--echo", why=f"got {kind}",
-                         remedy=f"one of {', '.join(get_args(EchoKind))}")  # fmt: skip
+        raise InputError(
+            "the echo is of no known kind",
+            where="--echo",
+            why=f"got {kind}",
+            remedy=f"one of {', '.join(get_args(EchoKind))}",
+        )
     rate, quality = np.log2(np.maximum(bpp, BPP_FLOOR)), psnr / 6
     parts: Sequence[np.ndarray] = {"rate": [rate], "quality": [quality]}.get(kind, [rate, quality])
     if kind == "extended":

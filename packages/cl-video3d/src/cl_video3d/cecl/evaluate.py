@@ -218,10 +218,14 @@ def by_source_rate(
     place = np.searchsorted(edges, source)
     names = ("lowest third", "middle third", "highest third")
     return [
-        {"source bits a pixel": f"{names[k]} (mean {source[place == k].mean():.3f})", "clips": int((place == k).sum()),
-         "mean error": float(errors[place == k].mean())}
-        for k in range(3) if (place == k).any()
-    ]  # fmt: skip
+        {
+            "source bits a pixel": f"{names[k]} (mean {source[place == k].mean():.3f})",
+            "clips": int((place == k).sum()),
+            "mean error": float(errors[place == k].mean()),
+        }
+        for k in range(3)
+        if (place == k).any()
+    ]
 
 
 def tabulate(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
@@ -236,5 +240,6 @@ def check_rows(features: Float[np.ndarray, "n d"], echoes: EchoSet) -> None:
         InputError: The numbers differ.
     """
     if len(features) != len(echoes):
-        raise InputError("the features are of other clips", where=echoes.folder,
-                         why=f"{len(features)} rows for {len(echoes)} clips")  # fmt: skip
+        raise InputError(
+            "the features are of other clips", where=echoes.folder, why=f"{len(features)} rows for {len(echoes)} clips"
+        )

@@ -97,9 +97,9 @@ def extract(
     entries: Sequence[Entry],
     out: Path | str,
     *,
-    clips: ClipSettings = ClipSettings(),  # noqa: B008 - frozen
-    echo: EchoSettings = EchoSettings(),  # noqa: B008 - frozen
-    raw: RawFormat = RawFormat(),  # noqa: B008 - frozen
+    clips: ClipSettings = ClipSettings(),
+    echo: EchoSettings = EchoSettings(),
+    raw: RawFormat = RawFormat(),
     jobs: int = 1,
     progress: bool = True,
 ) -> Extraction:
@@ -151,24 +151,35 @@ def extract(
                 skipped.append(Skipped.of(task.entry, done.failure))
             if done.lost:
                 skipped.append(
-                    Skipped(task.entry.video_id, str(task.entry.path), "clips were left out",
-                            f"{done.lost} of {len(task.windows)} from frame {task.windows[0].start} on touch damaged "
-                            "packets or a change of the frame size")
-                )  # fmt: skip
+                    Skipped(
+                        task.entry.video_id,
+                        str(task.entry.path),
+                        "clips were left out",
+                        f"{done.lost} of {len(task.windows)} from frame {task.windows[0].start} on touch damaged "
+                        "packets or a change of the frame size",
+                    )
+                )
 
         with _progress(len(entries), progress) as advance:
             _run(entries, planned, store, jobs, advance)
         if not records:
             first = skipped[0]
-            raise InputError("no video could be measured", where=first.path, why=f"{first.what}: {first.why}",
-                             remedy=f"{len(entries)} videos were tried; this is the first")  # fmt: skip
+            raise InputError(
+                "no video could be measured",
+                where=first.path,
+                why=f"{first.what}: {first.why}",
+                remedy=f"{len(entries)} videos were tried; this is the first",
+            )
         records.sort(key=lambda record: (record.video_id, record.short_side, record.number))
         write_store(out, records, echo, clips, skipped, cache)
         total = len(records) * len(echo.settings())
         return Extraction(
-            len(entries), len(records), tally["encoded"], total - tally["encoded"],
+            len(entries),
+            len(records),
+            tally["encoded"],
+            total - tally["encoded"],
             tuple(sorted(skipped, key=lambda each: (each.video_id, each.why))),
-        )  # fmt: skip
+        )
 
 
 def work(task: Task) -> Done:
@@ -219,13 +230,27 @@ def work(task: Task) -> Done:
             records.append(
                 ClipRecord(
                     clip_id=f"{task.entry.video_id}@{task.short_side or 'native'}#{task.first + number:05d}",
-                    video_id=task.entry.video_id, group=task.entry.group, split=task.entry.split,
-                    path=str(task.entry.path.absolute()), short_side=task.short_side, number=task.first + number,
-                    start=window.start, x=window.x, y=window.y, fps=fps, video_fps=task.video.fps,
-                    width=task.video.width, height=task.video.height, source_bpp=task.video.bpp, digest=digest,
-                    shard=shard, place=place, residual_shard=residual_shard if residuals else "", keys=mine,
+                    video_id=task.entry.video_id,
+                    group=task.entry.group,
+                    split=task.entry.split,
+                    path=str(task.entry.path.absolute()),
+                    short_side=task.short_side,
+                    number=task.first + number,
+                    start=window.start,
+                    x=window.x,
+                    y=window.y,
+                    fps=fps,
+                    video_fps=task.video.fps,
+                    width=task.video.width,
+                    height=task.video.height,
+                    source_bpp=task.video.bpp,
+                    digest=digest,
+                    shard=shard,
+                    place=place,
+                    residual_shard=residual_shard if residuals else "",
+                    keys=mine,
                 )
-            )  # fmt: skip
+            )
     lost_windows = 0 if failure else len(task.windows) - len(found)
     return Done(records, rows, encoded, lost_windows, failure)
 
@@ -302,11 +327,21 @@ def _run(
             with _pool(1) as pool:
                 store(lone, pool.submit(work, lone).result())
         except BrokenProcessPool:
-            store(lone, Done([], {}, 0, 0, InputError(
-                "a worker died on the video", where=lone.entry.path,
-                why="the decoder or encoder crashed, or the system ended it for memory",
-                remedy="leave the video out, or use fewer --jobs",
-            )))  # fmt: skip
+            store(
+                lone,
+                Done(
+                    [],
+                    {},
+                    0,
+                    0,
+                    InputError(
+                        "a worker died on the video",
+                        where=lone.entry.path,
+                        why="the decoder or encoder crashed, or the system ended it for memory",
+                        remedy="leave the video out, or use fewer --jobs",
+                    ),
+                ),
+            )
 
 
 def _collect(running: dict[Future[Done], Task], store: Callable[[Task, Done], None]) -> None:
@@ -340,11 +375,13 @@ def _locked(out: Path) -> Iterator[None]:
         lock = FileLock(out / ".lock")
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise InputError("the folder is in use by another process", where=out,
-                         remedy="wait for it, or name another") from error  # fmt: skip
+        raise InputError(
+            "the folder is in use by another process", where=out, remedy="wait for it, or name another"
+        ) from error
     except OSError as error:
-        raise InputError("the output folder cannot be made", where=out, why=error.strerror,
-                         remedy="name another folder") from error  # fmt: skip
+        raise InputError(
+            "the output folder cannot be made", where=out, why=error.strerror, remedy="name another folder"
+        ) from error
     try:
         yield
     finally:

@@ -33,13 +33,25 @@ def rq_curves(
     rate = 2.0**log_rate
     for index in order.tolist():
         left.plot(rate[index], quality[index], color=_colour(int(clusters[index])), alpha=0.35, lw=0.8)
-        right.plot(rate[index], quality[index], color=_source_colour(names.index(groups[index]), len(names)),
-                   alpha=0.35, lw=0.8)  # fmt: skip
+        right.plot(
+            rate[index],
+            quality[index],
+            color=_source_colour(names.index(groups[index]), len(names)),
+            alpha=0.35,
+            lw=0.8,
+        )
     for cluster in range(int(clusters.max()) + 1):
         mine = clusters == cluster
         if mine.any():
-            left.plot(2.0 ** log_rate[mine].mean(0), quality[mine].mean(0), "o-", color=_colour(cluster), lw=2.4, ms=4,
-                      label=f"cluster {cluster} ({int(mine.sum())})")  # fmt: skip
+            left.plot(
+                2.0 ** log_rate[mine].mean(0),
+                quality[mine].mean(0),
+                "o-",
+                color=_colour(cluster),
+                lw=2.4,
+                ms=4,
+                label=f"cluster {cluster} ({int(mine.sum())})",
+            )
     left.legend(frameon=False, fontsize=9)
     left.set(xscale="log", xlabel="bits a pixel", ylabel="PSNR of luma, dB", title="by cluster")
     right.set(xlabel="bits a pixel", title=f"by source ({len(names)} groups)")
@@ -107,8 +119,14 @@ def predicted_curves(rows: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
     for index, row in enumerate(rows):
-        axes.plot(2.0 ** row["log_rate"], row["quality"], "o-", color=_colour(index), ms=4,
-                  label=f"{row['name']} (cluster {row['cluster']})")  # fmt: skip
+        axes.plot(
+            2.0 ** row["log_rate"],
+            row["quality"],
+            "o-",
+            color=_colour(index),
+            ms=4,
+            label=f"{row['name']} (cluster {row['cluster']})",
+        )
     axes.set(xscale="log", xlabel="predicted bits a pixel", ylabel="predicted PSNR, dB")
     axes.spines[["top", "right"]].set_visible(False)
     if len(rows) <= 12:

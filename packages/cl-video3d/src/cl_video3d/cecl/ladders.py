@@ -181,9 +181,12 @@ def resolution_curves(echoes: EchoSet, codec: Codec | None = None) -> Resolution
     wanted = codec or echoes.settings[0].codec
     shares = sorted({s.share for s in echoes.settings if s.codec == wanted and s.control == "crf"}, reverse=True)
     if len(shares) < 2:
-        raise InputError("a ladder over resolutions needs several", where=echoes.folder,
-                         why=f"measured at the shares {shares}",
-                         remedy="measure with --shares 1 0.667 0.5")  # fmt: skip
+        raise InputError(
+            "a ladder over resolutions needs several",
+            where=echoes.folder,
+            why=f"measured at the shares {shares}",
+            remedy="measure with --shares 1 0.667 0.5",
+        )
     names = [f"{clip.video_id}@{clip.short_side}" for clip in echoes.clips]
     videos = tuple(dict.fromkeys(names))
     rates, qualities, heights = [], [], []
@@ -230,8 +233,15 @@ def compare_ladders(
             rate, gain = bd_rate(anchor, test), bd_quality(anchor, test)
             if np.array_equal(picks, fixed):  # the same encodes: nothing to measure
                 rate, gain = Delta(0.0), Delta(0.0)
-            rows.append({"video": name, "ladder": ladder, "bd_rate": rate.value, "bd_quality": gain.value,
-                         "reason": rate.reason or gain.reason})  # fmt: skip
+            rows.append(
+                {
+                    "video": name,
+                    "ladder": ladder,
+                    "bd_rate": rate.value,
+                    "bd_quality": gain.value,
+                    "reason": rate.reason or gain.reason,
+                }
+            )
     return rows
 
 
@@ -282,11 +292,16 @@ def rungs(
             at_crf = np.median([interpolate(each, crf, np.array([target]))[0] for each in q])
             steps.append(
                 Rung(
-                    float(target), float(2 ** rate[0]), float(np.clip(at_crf, 0, clusters.largest_crf)),
-                    float(reached.mean()), float(np.quantile(reached, 0.1)), float(np.quantile(reached, 0.9)), share,
+                    float(target),
+                    float(2 ** rate[0]),
+                    float(np.clip(at_crf, 0, clusters.largest_crf)),
+                    float(reached.mean()),
+                    float(np.quantile(reached, 0.1)),
+                    float(np.quantile(reached, 0.9)),
+                    share,
                     float(beyond.mean()),
                 )
-            )  # fmt: skip
+            )
         out.append(steps)
     return out
 

@@ -32,8 +32,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.projection < 2:
-            raise InputError("the projection has two dimensions at least", where="--projection",
-                             why=f"got {self.projection}")  # fmt: skip
+            raise InputError(
+                "the projection has two dimensions at least", where="--projection", why=f"got {self.projection}"
+            )
 
     @property
     def dim(self) -> int:
@@ -146,9 +147,7 @@ def embed_clips(
     out = []
     for start in range(0, len(clips), batch):
         part = torch.from_numpy(np.ascontiguousarray(clips[start : start + batch])).to(device)
-        views = [
-            part[:, t : t + view[0], y : y + view[1], x : x + view[2]].float() / 255 for t, y, x in corners
-        ]  # fmt: skip
+        views = [part[:, t : t + view[0], y : y + view[1], x : x + view[2]].float() / 255 for t, y, x in corners]
         found = model.encoder(torch.cat(views)).reshape(len(corners), len(part), -1).mean(0)
         out.append(found.cpu().numpy())
     model.train(was_training)
@@ -176,8 +175,7 @@ def load_model(run: Path | str) -> tuple[EchoModel, dict[str, object]]:
         model = EchoModel(ModelConfig(**description["config"]))
         model.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError("the model does not fit its description", where=run,
-                         why=str(error).splitlines()[0]) from error  # fmt: skip
+        raise InputError("the model does not fit its description", where=run, why=str(error).splitlines()[0]) from error
     return model.eval(), description
 
 

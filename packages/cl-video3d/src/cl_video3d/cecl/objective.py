@@ -70,8 +70,9 @@ def echo_loss(
     else:
         wide = rbf_targets(echo, torch.cat([echo, queue[1].to(echo)]), sigma=sigma)
     forward = soft_info_nce(z, keys, wide, temperature=temperature, symmetric=False)
-    backward = soft_info_nce(partner, z, None if targets is None else targets.T, temperature=temperature,
-                             symmetric=False)  # fmt: skip
+    backward = soft_info_nce(
+        partner, z, None if targets is None else targets.T, temperature=temperature, symmetric=False
+    )
     return (forward + backward) / 2
 
 

@@ -43,9 +43,12 @@ class Predictor:
             InputError: They are of another width.
         """
         if z.shape[1] != len(self.mean):
-            raise InputError("the embeddings are of another model", where="RUN",
-                             why=f"width {z.shape[1]}, the clusters were made with {len(self.mean)}",
-                             remedy="name the run that cluster was given")  # fmt: skip
+            raise InputError(
+                "the embeddings are of another model",
+                where="RUN",
+                why=f"width {z.shape[1]}, the clusters were made with {len(self.mean)}",
+                remedy="name the run that cluster was given",
+            )
         return (z.astype(np.float64) - self.mean) / self.scale
 
     def probabilities(self, z: Float[np.ndarray, "n d"], clusters: int) -> Float[np.ndarray, "n k"]:
@@ -76,14 +79,19 @@ class Predictor:
         """
         path = Path(folder) / "predictor.npz"
         if not path.is_file():
-            raise InputError("the clusters cannot be predicted for new videos", where=path, why="the file is missing",
-                             remedy="run cluster with --run RUN")  # fmt: skip
+            raise InputError(
+                "the clusters cannot be predicted for new videos",
+                where=path,
+                why="the file is missing",
+                remedy="run cluster with --run RUN",
+            )
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{field.name: file[field.name] for field in dataclasses.fields(cls)})
         except (OSError, ValueError, KeyError) as error:
-            raise InputError("the predictor cannot be read", where=path, why=str(error),
-                             remedy="run cluster again") from error  # fmt: skip
+            raise InputError(
+                "the predictor cannot be read", where=path, why=str(error), remedy="run cluster again"
+            ) from error
 
 
 def fit_predictor(
@@ -108,6 +116,11 @@ def fit_predictor(
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
     ridge = RidgeCV(_ALPHAS).fit(x, np.concatenate([log_rate, quality / 6], axis=1))
     return Predictor(
-        scaler.mean_, scaler.scale_, weights, bias, np.asarray(probe.classes_, dtype=np.int64), ridge.coef_,
+        scaler.mean_,
+        scaler.scale_,
+        weights,
+        bias,
+        np.asarray(probe.classes_, dtype=np.int64),
+        ridge.coef_,
         ridge.intercept_,
-    )  # fmt: skip
+    )

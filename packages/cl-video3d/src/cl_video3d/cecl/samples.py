@@ -19,9 +19,19 @@ from cl_video3d.video.manifest import Entry, write_manifest
 # One title each; the distorted twin of carphone is left out.
 _VIDEOS = {"bikes.mp4": "bikes", "bigbuckbunny.mp4": "bbb", "carphone_pristine.mp4": "carphone"}
 _PHOTOGRAPHS = (
-    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png",
-    "hubble_deep_field.jpg", "moon.png", "motorcycle_left.png", "retina.jpg", "rocket.jpg",
-)  # fmt: skip
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "moon.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
 _SPEEDS = (0.0, 0.3, 1.0, 3.0)  # pixels a frame
 _NOISE = (0.0, 0.0, 2.0, 5.0)  # grey levels
 _SIDE, _FRAMES = 160, 32
@@ -52,8 +62,11 @@ def write_samples(
     """
     out = Path(out)
     if photographs < 0 or generated < 0:
-        raise InputError("the numbers of videos are not negative", where="--photographs, --generated",
-                         why=f"got {photographs}, {generated}")  # fmt: skip
+        raise InputError(
+            "the numbers of videos are not negative",
+            where="--photographs, --generated",
+            why=f"got {photographs}, {generated}",
+        )
     if out.exists():
         ours = out.is_dir() and ((out / "manifest.csv").is_file() or not any(out.iterdir()))
         if not ours:
@@ -95,20 +108,31 @@ def _packaged(package: str, folder: str, names: Sequence[str]) -> dict[str, Path
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise InputError("the package with the sample files is not installed", where=package,
-                         remedy="install cl-video3d[samples]") from error  # fmt: skip
+        raise InputError(
+            "the package with the sample files is not installed", where=package, remedy="install cl-video3d[samples]"
+        ) from error
     places = {file.name: Path(str(file.locate())) for file in files if file.as_posix().startswith(folder)}
     missing = [name for name in names if name not in places or not places[name].is_file()]
     if missing:
-        raise InputError("the package lacks sample files", where=package, why=f"for instance {missing[0]}",
-                         remedy="install cl-video3d[samples]")  # fmt: skip
+        raise InputError(
+            "the package lacks sample files",
+            where=package,
+            why=f"for instance {missing[0]}",
+            remedy="install cl-video3d[samples]",
+        )
     return {name: places[name] for name in names}
 
 
 def pan(
-    picture: Float[np.ndarray, "h w 3"], *, frames: int, side: int, speed: float, angle: float, noise: float,
+    picture: Float[np.ndarray, "h w 3"],
+    *,
+    frames: int,
+    side: int,
+    speed: float,
+    angle: float,
+    noise: float,
     rng: np.random.Generator,
-) -> UInt8[np.ndarray, "t s s 3"]:  # fmt: skip
+) -> UInt8[np.ndarray, "t s s 3"]:
     """A window that moves over a picture, by sub-pixel bilinear interpolation.
 
     Args:
@@ -180,9 +204,14 @@ def _panned(folder: Path, count: int, seed: int) -> Iterator[Entry]:
             size = [max(_SIDE + 8, round(side * scale)) for side in whole.size]
             picture = np.asarray(whole.resize((size[0], size[1]), Image.Resampling.BOX), dtype=np.float64)
             frames = pan(
-                picture, frames=_FRAMES, side=_SIDE, speed=_SPEEDS[index % 4], angle=float(rng.uniform(0, 2 * np.pi)),
-                noise=float(rng.choice(_NOISE)), rng=rng,
-            )  # fmt: skip
+                picture,
+                frames=_FRAMES,
+                side=_SIDE,
+                speed=_SPEEDS[index % 4],
+                angle=float(rng.uniform(0, 2 * np.pi)),
+                noise=float(rng.choice(_NOISE)),
+                rng=rng,
+            )
             path = folder / "photographs" / f"{title}-{index:02d}.mp4"
             write_video(path, frames)
             yield Entry(f"photo-{title}-{index:02d}", path, title)
@@ -197,9 +226,14 @@ def _generated(folder: Path, count: int, seed: int) -> Iterator[Entry]:
         texture = np.stack([gaussian_filter(rng.normal(size=(400, 400)), blur, mode="wrap") for _ in range(3)], -1)
         picture = 128 + (20 + 40 * grade) * texture / texture.std()
         frames = pan(
-            np.clip(picture, 0, 255), frames=_FRAMES, side=_SIDE, speed=4 * grade * float(rng.uniform(0.5, 1.5)),
-            angle=float(rng.uniform(0, 2 * np.pi)), noise=6 * max(0.0, grade - 0.5), rng=rng,
-        )  # fmt: skip
+            np.clip(picture, 0, 255),
+            frames=_FRAMES,
+            side=_SIDE,
+            speed=4 * grade * float(rng.uniform(0.5, 1.5)),
+            angle=float(rng.uniform(0, 2 * np.pi)),
+            noise=6 * max(0.0, grade - 0.5),
+            rng=rng,
+        )
         path = folder / "generated" / f"grade-{index:02d}.mp4"
         write_video(path, frames)
         yield Entry(f"generated-{index:02d}", path, f"generated-{index:02d}")

@@ -143,8 +143,12 @@ class EchoSet:
         rows = [index for index, clip in enumerate(self.clips) if clip.split == split]
         if not rows:
             there = sorted({clip.split for clip in self.clips})
-            raise InputError("there are no clips of that split", where="--split", why=f"got {split}",
-                             remedy=f"one of {', '.join(name or '(none)' for name in there)}")  # fmt: skip
+            raise InputError(
+                "there are no clips of that split",
+                where="--split",
+                why=f"got {split}",
+                remedy=f"one of {', '.join(name or '(none)' for name in there)}",
+            )
         return self.take(rows)
 
     def at(self, codec: Codec | None = None, share: float = 1.0) -> "EchoSet":
@@ -159,17 +163,19 @@ class EchoSet:
         """
         wanted = codec or self.settings[0].codec
         columns = [
-            index for index, each in enumerate(self.settings)
+            index
+            for index, each in enumerate(self.settings)
             if each.codec == wanted and each.share == share and each.control == "crf"
-        ]  # fmt: skip
+        ]
         columns.sort(key=lambda index: self.settings[index].value)
         if not columns:
             there = sorted({each.codec for each in self.settings if each.control == "crf"})
             raise InputError(
-                "there are no measurements of that codec at constant quality", where="--codec",
+                "there are no measurements of that codec at constant quality",
+                where="--codec",
                 why=f"got {wanted}; measured: {', '.join(there) or 'rates only'}",
                 remedy="measure with --crf, or name a measured codec",
-            )  # fmt: skip
+            )
         return self.columns(columns)
 
     def columns(self, columns: Sequence[int]) -> "EchoSet":
@@ -204,8 +210,7 @@ class EchoSet:
             InputError: They were not kept.
         """
         if any(not self.clips[int(row)].residual_shard for row in rows):
-            raise InputError("residual maps were not kept", where=self.folder,
-                             remedy="measure again with --residuals")  # fmt: skip
+            raise InputError("residual maps were not kept", where=self.folder, remedy="measure again with --residuals")
         return self._gather(rows, "residual_shard").astype(np.float32)
 
     def _gather(self, rows: Any, name: str) -> np.ndarray:
@@ -218,13 +223,21 @@ class EchoSet:
                 try:
                     opened[shard] = np.load(path, mmap_mode="r", allow_pickle=False)
                 except (OSError, ValueError) as error:
-                    raise InputError("the pixels of the clips cannot be read", where=path, why=str(error),
-                                     remedy="run encode-echo again with the same output") from error  # fmt: skip
+                    raise InputError(
+                        "the pixels of the clips cannot be read",
+                        where=path,
+                        why=str(error),
+                        remedy="run encode-echo again with the same output",
+                    ) from error
             parts.append(np.array(opened[shard][clip.place]))
         if len({part.shape for part in parts}) > 1:
             shapes = sorted({part.shape for part in parts})
-            raise InputError("the clips are of several sizes", where=self.folder, why=f"{shapes[0]} and {shapes[1]}",
-                             remedy="measure clips of one --size")  # fmt: skip
+            raise InputError(
+                "the clips are of several sizes",
+                where=self.folder,
+                why=f"{shapes[0]} and {shapes[1]}",
+                remedy="measure clips of one --size",
+            )
         return np.stack(parts)
 
 
@@ -280,8 +293,12 @@ def read_store(folder: Path | str) -> EchoSet:
         raise InputError("the folder of echoes is missing", where=folder, remedy="run encode-echo first")
     for name in ("clips.parquet", "echo.parquet"):
         if not (folder / name).is_file():
-            raise InputError("the folder holds no echoes", where=folder, why=f"{name} is missing",
-                             remedy="name the OUT of encode-echo")  # fmt: skip
+            raise InputError(
+                "the folder holds no echoes",
+                where=folder,
+                why=f"{name} is missing",
+                remedy="name the OUT of encode-echo",
+            )
     path = folder / "clips.parquet"
     try:
         clip_rows = pq.read_table(path).to_pylist()
@@ -301,8 +318,12 @@ def read_store(folder: Path | str) -> EchoSet:
             for name in _MEASURED
         }
     except (OSError, pa.ArrowException, KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError("the table of echoes cannot be read", where=path, why=" ".join(str(error).split()),
-                         remedy="run encode-echo again with the same output") from error  # fmt: skip
+        raise InputError(
+            "the table of echoes cannot be read",
+            where=path,
+            why=" ".join(str(error).split()),
+            remedy="run encode-echo again with the same output",
+        ) from error
     check_disjoint([clip.group for clip in clips], [clip.split for clip in clips], where=folder)
     return EchoSet(folder, clips, settings, measured)
 

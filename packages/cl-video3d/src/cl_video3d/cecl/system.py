@@ -56,9 +56,12 @@ class ObjectiveSettings:
             if not 0 <= value < float("inf"):
                 raise InputError("the option is not negative", where=option, why=f"got {value}")
         if self.queue and (self.method != "cecl" or self.target not in ("soft", "hard")):
-            raise InputError("a queue holds embeddings of echoes", where="--queue",
-                             why=f"{self.method} with target {self.target} has none",
-                             remedy="use the target soft or hard")  # fmt: skip
+            raise InputError(
+                "a queue holds embeddings of echoes",
+                where="--queue",
+                why=f"{self.method} with target {self.target} has none",
+                remedy="use the target soft or hard",
+            )
 
     @property
     def uses_residuals(self) -> bool:
@@ -91,8 +94,11 @@ class OptimSettings:
         if not 0 < self.lr < float("inf"):
             raise InputError("the learning rate is positive", where="--optim.lr", why=f"got {self.lr}")
         if not 0 <= self.weight_decay < float("inf") or not 0 <= self.warmup < 1:
-            raise InputError("an option of the optimiser is out of range", where="--optim.weight-decay, --optim.warmup",
-                             why=f"got {self.weight_decay}, {self.warmup}")  # fmt: skip
+            raise InputError(
+                "an option of the optimiser is out of range",
+                where="--optim.weight-decay, --optim.warmup",
+                why=f"got {self.weight_decay}, {self.warmup}",
+            )
 
 
 class EchoSystem(L.LightningModule):
@@ -185,9 +191,14 @@ class EchoSystem(L.LightningModule):
         if self.queue is not None and self.echo_queue is not None:
             queue = (self.queue.entries().features, self.echo_queue.entries().features)
         loss = echo_loss(
-            z, partner, echo, target=settings.target, temperature=settings.temperature, sigma=settings.sigma,
+            z,
+            partner,
+            echo,
+            target=settings.target,
+            temperature=settings.temperature,
+            sigma=settings.sigma,
             queue=queue,
-        )  # fmt: skip
+        )
         if self.queue is not None and self.echo_queue is not None:
             self.queue.push(partner)
             self.echo_queue.push(echo)

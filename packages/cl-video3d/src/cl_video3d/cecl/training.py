@@ -55,12 +55,12 @@ def train_echo(
     echoes: EchoSet,
     *,
     run: RunFolder,
-    model: ModelConfig = ModelConfig(),  # noqa: B008 - frozen
-    objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008 - frozen
-    optim: OptimSettings = OptimSettings(),  # noqa: B008 - frozen
-    views: ViewSettings = ViewSettings(),  # noqa: B008 - frozen
+    model: ModelConfig = ModelConfig(),
+    objective: ObjectiveSettings = ObjectiveSettings(),
+    optim: OptimSettings = OptimSettings(),
+    views: ViewSettings = ViewSettings(),
     batch_size: int = 64,
-    train: TrainSettings = TrainSettings(epochs=15),  # noqa: B008 - frozen
+    train: TrainSettings = TrainSettings(epochs=15),
     workers: int = 0,
     data: Dataset[list[Tensor]] | None = None,
 ) -> EchoModel:
@@ -86,8 +86,11 @@ def train_echo(
             and were not kept.
     """
     if len(echoes) < 2 or batch_size < 2:
-        raise InputError("contrastive training needs at least two clips in a batch", where="--batch-size",
-                         why=f"got {batch_size}, and {len(echoes)} clips")  # fmt: skip
+        raise InputError(
+            "contrastive training needs at least two clips in a batch",
+            where="--batch-size",
+            why=f"got {batch_size}, and {len(echoes)} clips",
+        )
     views.shape(clip_shape(echoes))
     if objective.uses_residuals:
         echoes.residuals([0])

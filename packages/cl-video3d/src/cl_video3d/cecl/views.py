@@ -27,9 +27,12 @@ class ViewSettings:
 
     def __post_init__(self) -> None:
         if (self.size is not None and self.size < 16) or (self.frames is not None and self.frames < 4):
-            raise InputError("a view is too small", where="--views.size, --views.frames",
-                             why=f"got {self.size}, {self.frames}",
-                             remedy="use at least 16 pixels and 4 frames")  # fmt: skip
+            raise InputError(
+                "a view is too small",
+                where="--views.size, --views.frames",
+                why=f"got {self.size}, {self.frames}",
+                remedy="use at least 16 pixels and 4 frames",
+            )
         if self.luma < 0:
             raise InputError("the offset of brightness is not negative", where="--views.luma", why=f"got {self.luma}")
 
@@ -43,9 +46,10 @@ class ViewSettings:
         height, width = (self.size or max(16, side // 2) for side in clip[1:])
         if frames > clip[0] or height > clip[1] or width > clip[2]:
             raise InputError(
-                "the clips are smaller than a view", where="--views.size, --views.frames",
+                "the clips are smaller than a view",
+                where="--views.size, --views.frames",
                 why=f"clips have {clip[0]} frames of {clip[2]}x{clip[1]}, views {frames} of {width}x{height}",
-            )  # fmt: skip
+            )
         return frames, height, width
 
 

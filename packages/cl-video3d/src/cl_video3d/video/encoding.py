@@ -33,8 +33,17 @@ DEFAULT_CRF: dict[Codec, tuple[int, ...]] = {
 LARGEST_CRF: dict[Codec, int] = {"h264": 51, "hevc": 51, "av1": 63, "vp9": 63}
 _SMALLEST_SIDE: dict[Codec, int] = {"h264": 16, "hevc": 32, "av1": 64, "vp9": 8}
 _NAMED_PRESETS = (
-    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo",
-)  # fmt: skip
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+)
 _TYPES = {1: "I", 2: "P", 3: "B"}  # AVPictureType
 _NUMBERED_PRESETS: dict[Codec, int] = {"av1": 13, "vp9": 8}
 
@@ -59,27 +68,37 @@ class EncodeSetting:
 
     def __post_init__(self) -> None:
         if self.codec not in get_args(Codec):
-            raise InputError("the codec is unknown", where="--codec", why=f"got {self.codec}",
-                             remedy=f"one of {', '.join(get_args(Codec))}")  # fmt: skip
+            raise InputError(
+                "the codec is unknown",
+                where="--codec",
+                why=f"got {self.codec}",
+                remedy=f"one of {', '.join(get_args(Codec))}",
+            )
         if not valid_preset(self.codec, self.preset):
             wanted = (
-                f"a number from 0 to {_NUMBERED_PRESETS[self.codec]}" if self.codec in _NUMBERED_PRESETS
+                f"a number from 0 to {_NUMBERED_PRESETS[self.codec]}"
+                if self.codec in _NUMBERED_PRESETS
                 else f"one of {', '.join(_NAMED_PRESETS)}"
-            )  # fmt: skip
+            )
             raise InputError(
-                "the encoder has no such preset", where="--preset", why=f"got {self.preset} for {self.codec}",
+                "the encoder has no such preset",
+                where="--preset",
+                why=f"got {self.preset} for {self.codec}",
                 remedy=f"use {wanted}",
-            )  # fmt: skip
+            )
         if self.control == "crf" and not 0 <= self.value <= LARGEST_CRF[self.codec]:
             raise InputError(
-                "the CRF is out of range", where="--crf", why=f"got {self.value:g} for {self.codec}",
+                "the CRF is out of range",
+                where="--crf",
+                why=f"got {self.value:g} for {self.codec}",
                 remedy=f"use 0 to {LARGEST_CRF[self.codec]}",
-            )  # fmt: skip
+            )
         if self.control == "kbps" and not 0 < self.value < 1e7:
             raise InputError("the bit rate is positive", where="--kbps", why=f"got {self.value:g}")
         if not 0 < self.share <= 1:
-            raise InputError("a resolution is a share of the clip's in (0, 1]", where="--shares",
-                             why=f"got {self.share:g}")  # fmt: skip
+            raise InputError(
+                "a resolution is a share of the clip's in (0, 1]", where="--shares", why=f"got {self.share:g}"
+            )
 
     @property
     def name(self) -> str:
@@ -183,8 +202,12 @@ def encode(frames: UInt8[np.ndarray, "t rows w"], setting: EncodeSetting, *, fps
     try:
         return _encode(frames, setting, fps, width, height)
     except av.FFmpegError as error:
-        raise InputError("the encoder failed", where=setting.name, why=f"{count} frames of {width}x{height}: {error}",
-                         remedy="use another preset or size") from error  # fmt: skip
+        raise InputError(
+            "the encoder failed",
+            where=setting.name,
+            why=f"{count} frames of {width}x{height}: {error}",
+            remedy="use another preset or size",
+        ) from error
 
 
 def _encode(frames: np.ndarray, setting: EncodeSetting, fps: float, width: int, height: int) -> Encoded:

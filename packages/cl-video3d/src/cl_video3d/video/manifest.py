@@ -59,22 +59,31 @@ def read_manifest(source: Path | str) -> list[Entry]:
             reader = csv.DictReader(file)
             columns, rows = list(reader.fieldnames or []), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError("the list of videos cannot be read", where=source, why=str(error),
-                         remedy=f"write a CSV with the columns {','.join(COLUMNS[:3])}") from error  # fmt: skip
+        raise InputError(
+            "the list of videos cannot be read",
+            where=source,
+            why=str(error),
+            remedy=f"write a CSV with the columns {','.join(COLUMNS[:3])}",
+        ) from error
     missing = [name for name in ("video_id", "path") if name not in columns]
     if missing:
         raise InputError(
-            "the list of videos lacks a column", where=source, why=f"there is no {missing[0]} among {columns}",
+            "the list of videos lacks a column",
+            where=source,
+            why=f"there is no {missing[0]} among {columns}",
             remedy=f"its first line is {','.join(COLUMNS)}; the last four are optional",
-        )  # fmt: skip
+        )
     entries = [_entry(source, line, row) for line, row in enumerate(rows, 2)]
     if not entries:
         raise InputError("the list of videos is empty", where=source, why="it holds no row below its header")
     seen: dict[str, int] = {}
     for line, entry in enumerate(entries, 2):
         if entry.video_id in seen:
-            raise InputError("two videos have one id", where=f"{source}: line {line}",
-                             why=f"{entry.video_id} stands on line {seen[entry.video_id]} too")  # fmt: skip
+            raise InputError(
+                "two videos have one id",
+                where=f"{source}: line {line}",
+                why=f"{entry.video_id} stands on line {seen[entry.video_id]} too",
+            )
         seen[entry.video_id] = line
     check_disjoint([entry.group for entry in entries], [entry.split for entry in entries], where=source)
     return entries
@@ -103,17 +112,17 @@ def check_disjoint(groups: Sequence[str], splits: Sequence[str], *, where: objec
     for group, split in zip(groups, splits, strict=True):
         if home.setdefault(group, split) != split:
             raise InputError(
-                "a group is in two splits", where=where,
+                "a group is in two splits",
+                where=where,
                 why=f"videos of {group} are in {home[group] or 'no split'} and in {split or 'no split'}",
                 remedy="put all videos of one title or source into one split",
-            )  # fmt: skip
+            )
 
 
 def _folder(folder: Path) -> list[Entry]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
-        raise InputError("there are no videos", where=folder,
-                         why=f"no file ends in {', '.join(sorted(SUFFIXES))}")  # fmt: skip
+        raise InputError("there are no videos", where=folder, why=f"no file ends in {', '.join(sorted(SUFFIXES))}")
     names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
     if len(set(names)) < len(names):  # a.mp4 beside a.mkv
         names = [path.relative_to(folder).as_posix() for path in paths]
@@ -130,8 +139,12 @@ def _entry(source: Path, line: int, row: dict[str, str | None]) -> Entry:
     for name, least in (("start", 0), ("frames", 1)):
         text = values[name]
         if text and (not text.isdigit() or int(text) < least):
-            raise InputError("a row of the list holds no number of frames", where=where, why=f"{name} is {text!r}",
-                             remedy=f"use whole numbers from {least}, or leave it empty")  # fmt: skip
+            raise InputError(
+                "a row of the list holds no number of frames",
+                where=where,
+                why=f"{name} is {text!r}",
+                remedy=f"use whole numbers from {least}, or leave it empty",
+            )
         numbers.append(int(text) if text else None)
     path = Path(values["path"])
     return Entry(

@@ -91,7 +91,7 @@ class Window:
     y: int = 0
 
 
-def probe(path: Path | str, *, raw: RawFormat = RawFormat()) -> VideoInfo:  # noqa: B008 - frozen
+def probe(path: Path | str, *, raw: RawFormat = RawFormat()) -> VideoInfo:
     """Read what a video is.
 
     Args:
@@ -198,14 +198,17 @@ def read_windows(
     width, height = scaled_size(video.width, video.height, short_side)
     for window in windows:
         side = size or 2
-        if window.start < 0 or window.start + span > video.frames or not (
-            0 <= window.x <= width - side and 0 <= window.y <= height - side
-        ):  # fmt: skip
+        if (
+            window.start < 0
+            or window.start + span > video.frames
+            or not (0 <= window.x <= width - side and 0 <= window.y <= height - side)
+        ):
             raise InputError(
-                "a window does not fit in the video", where=video.path,
+                "a window does not fit in the video",
+                where=video.path,
                 why=f"frames {window.start} to {window.start + span - 1} of {video.frames}, crop of {size or 'all'} at "
                 f"({window.x}, {window.y}) of {width}x{height}",
-            )  # fmt: skip
+            )
     order = sorted(range(len(windows)), key=lambda place: windows[place].start)
     for numbers in _segments([windows[n].start for n in order], order, span):
         first, last = windows[numbers[0]].start, max(windows[n].start for n in numbers) + span - 1
@@ -368,30 +371,38 @@ def _open(path: Path, raw: RawFormat) -> Any:
         return av.open(str(path))
     if raw.size is None:
         raise InputError(
-            "a headerless file does not say how it is laid out", where=path, why="there is no frame size",
+            "a headerless file does not say how it is laid out",
+            where=path,
+            why="there is no frame size",
             remedy="pass --raw.size 1920x1080, --raw.fps and --raw.pix-fmt",
-        )  # fmt: skip
+        )
     options = {"video_size": raw.size, "framerate": f"{raw.fps:g}", "pixel_format": raw.pix_fmt}
     try:
         return av.open(str(path), format="rawvideo", options=options)
     except (av.FFmpegError, ValueError) as error:
         raise InputError(
-            "the raw file cannot be read like this", where=path,
+            "the raw file cannot be read like this",
+            where=path,
             why=f"--raw.size {raw.size}, --raw.fps {raw.fps:g}, --raw.pix-fmt {raw.pix_fmt}: {error}",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _video_stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
         kinds = sorted({stream.type for stream in container.streams})
-        raise InputError("the file holds no video", where=path, why=f"its streams: {', '.join(kinds) or 'none'}",
-                         remedy="name a file with pictures")  # fmt: skip
+        raise InputError(
+            "the file holds no video",
+            where=path,
+            why=f"its streams: {', '.join(kinds) or 'none'}",
+            remedy="name a file with pictures",
+        )
     return container.streams.video[0]
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(
-        "the video cannot be read", where=path,
+        "the video cannot be read",
+        where=path,
         why=str(error).split(": '")[0].removeprefix("[Errno 1094995529] "),
         remedy="check that the file is whole; an .mp4 that was not written to its end has no index",
-    )  # fmt: skip
+    )
