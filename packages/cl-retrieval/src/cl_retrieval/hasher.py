@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from contrastive_core.errors import InputError
 from contrastive_core.files import read_json
+from contrastive_core.index.interface import CodeModel, Modality
 from contrastive_core.training.run_folder import RunFolder
 from jaxtyping import Float, UInt8
 
@@ -17,7 +18,6 @@ from cl_retrieval.encoders import DEFAULT_ENCODER, Encoder, load_encoder
 from cl_retrieval.hashing.codes import binary_codes
 from cl_retrieval.hashing.learning import HashModel
 from cl_retrieval.hashing.split import Split
-from cl_retrieval.index.interface import CodeModel, Modality
 from cl_retrieval.pairs.embedding import cached_features, encode_image_files, encode_sentences
 from cl_retrieval.pairs.features import PRECOMPUTED, PairFeatures, check_width, is_features, read_features
 from cl_retrieval.pairs.raw import read_pairs

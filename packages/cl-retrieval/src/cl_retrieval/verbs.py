@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from contrastive_core.errors import InputError
 from contrastive_core.files import atomic_write, write_json, write_text
+from contrastive_core.index import Hit, Items, build_index, open_index
+from contrastive_core.index.interface import Modality
 from contrastive_core.report import Report
 from cyclopts import Parameter
 from jaxtyping import Float
@@ -17,8 +19,6 @@ from cl_retrieval.hasher import Hasher, default_encoder, query_features
 from cl_retrieval.hashing.evaluation import COLUMNS, Conventions, evaluate_split, table_rows
 from cl_retrieval.hashing.figures import add_evaluation
 from cl_retrieval.hashing.split import Protocol, draw_split
-from cl_retrieval.index import Hit, Items, build_index, open_index
-from cl_retrieval.index.interface import Modality
 from cl_retrieval.pairs.embedding import embed_to_file
 from cl_retrieval.pairs.features import PairFeatures, check_ids, read_arrays, read_features
 from cl_retrieval.pairs.raw import read_pairs

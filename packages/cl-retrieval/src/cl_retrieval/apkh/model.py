@@ -4,13 +4,13 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
+from contrastive_core.index.interface import Modality
 from contrastive_core.training.run_folder import RunFolder
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cl_retrieval.apkh.objective import attribute_kernel
 from cl_retrieval.hashing.heads import HashFunction
-from cl_retrieval.index.interface import Modality
 
 KIND = "apkh"
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from contrastive_core.index.interface import Modality
 from contrastive_core.training.run_folder import RunFolder
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cl_retrieval.hashing.heads import HashFunction
-from cl_retrieval.index.interface import Modality
 
 KIND = "gnah"
 

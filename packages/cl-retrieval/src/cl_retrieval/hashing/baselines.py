@@ -6,13 +6,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from contrastive_core.index.interface import Modality
 from contrastive_core.training.batches import seeded_generator
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cl_retrieval.hashing.heads import HashFunction
 from cl_retrieval.hashing.learning import Learner, StepTerms
-from cl_retrieval.index.interface import Modality
 
 BaselineName = Literal["cca-itq", "itq", "random-projection", "random-projection-centred", "djsrh"]
 

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 from contrastive_core.evaluation import pack_codes
+from contrastive_core.index.interface import Modality
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cl_retrieval.hashing.heads import sign_codes
 from cl_retrieval.hashing.learning import HashModel
-from cl_retrieval.index.interface import Modality
 
 BLOCK = 65536
 

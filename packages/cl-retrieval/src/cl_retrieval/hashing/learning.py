@@ -6,12 +6,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from contrastive_core.errors import InputError
+from contrastive_core.index.interface import Modality
 from contrastive_core.training.batches import batches, order_of, seeded_generator
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from cl_retrieval.index.interface import Modality
 
 
 @runtime_checkable

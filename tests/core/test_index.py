@@ -13,11 +13,11 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from cl_retrieval import index as code_index
-from cl_retrieval.index import CodeModel, Hit, Items, build_index, embedded, open_index, scan
+from contrastive_core import index as code_index
 from contrastive_core.errors import InputError
 from contrastive_core.evaluation import pack_codes
 from contrastive_core.evaluation.codes import words
+from contrastive_core.index import CodeModel, Hit, Items, build_index, embedded, open_index, scan
 
 try:
     import milvus_lite  # noqa: F401
@@ -121,7 +121,7 @@ def test_the_scan_is_exact_across_its_blocks(bits, size, monkeypatch):
 
 @pytest.mark.skipif(bool(NO_MILVUS), reason=NO_MILVUS)
 def test_ties_beyond_one_answer_of_milvus(milvus_file, monkeypatch):
-    from cl_retrieval.index import milvus
+    from contrastive_core.index import milvus
 
     items = random_items(300, 8, spread=1)
     queries = items.codes[:4]
@@ -405,7 +405,7 @@ def test_a_milvus_file_that_is_none(tmp_path):
 
 @pytest.mark.skipif(bool(NO_MILVUS), reason=NO_MILVUS)
 def test_a_milvus_server_that_is_not_there(monkeypatch):
-    from cl_retrieval.index import milvus
+    from contrastive_core.index import milvus
 
     monkeypatch.setattr(milvus, "TIMEOUT", 1.0)
     with pytest.raises(InputError, match="does not answer") as caught:
@@ -415,7 +415,7 @@ def test_a_milvus_server_that_is_not_there(monkeypatch):
 
 @pytest.mark.skipif(bool(NO_MILVUS), reason=NO_MILVUS)
 def test_milvus_takes_back_what_a_failed_insertion_left(milvus_file, monkeypatch):
-    from cl_retrieval.index import milvus
+    from contrastive_core.index import milvus
     from pymilvus.exceptions import MilvusException
 
     items = random_items(50, 16)
@@ -478,7 +478,7 @@ def test_a_first_build_that_was_killed(folder):
 WRITER = """
 import sys
 import numpy as np
-from cl_retrieval.index import Items, open_index
+from contrastive_core.index import Items, open_index
 
 index = open_index(sys.argv[1])
 for batch in range(10_000):

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from contrastive_core.evaluation.codes import distances_to, words
 from jaxtyping import Bool, Int, UInt8, UInt64
+
+from contrastive_core.evaluation.codes import distances_to, words
 
 BLOCK = 1 << 16
 """Codes looked at together: their distances stay in the processor's cache."""

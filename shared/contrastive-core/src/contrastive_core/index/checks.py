@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from contrastive_core.errors import InputError
 from jaxtyping import Float, Float16, Shaped
 
-from cl_retrieval.index.interface import MODALITIES, CodeModel, Items, Modality
+from contrastive_core.errors import InputError
+from contrastive_core.index.interface import MODALITIES, CodeModel, Items, Modality
 
 ID_BYTES = 1024
 PAYLOAD_BYTES = 65_535  # the longest string Milvus keeps

@@ -15,10 +15,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
-from contrastive_core.errors import InputError
 from jaxtyping import Float, UInt8
 
-from cl_retrieval.index.checks import (
+from contrastive_core.errors import InputError
+from contrastive_core.index.checks import (
     check_absent,
     check_new_model,
     check_none_missing,
@@ -29,7 +29,7 @@ from cl_retrieval.index.checks import (
     no_index,
     unit_features,
 )
-from cl_retrieval.index.interface import MODALITIES, CodeModel, Hit, IndexInfo, Items, Modality
+from contrastive_core.index.interface import MODALITIES, CodeModel, Hit, IndexInfo, Items, Modality
 
 FORMAT = 1
 CATALOGUE = "cl_retrieval_indexes"
@@ -85,7 +85,7 @@ class MilvusIndex:
     def build(
         cls, address: str, name: str, model: CodeModel, items: Items, *, overwrite: bool = False
     ) -> "MilvusIndex":
-        """Make an index; see :func:`cl_retrieval.index.build_index`."""
+        """Make an index; see :func:`contrastive_core.index.build_index`."""
         check_new_model(model)
         location = _location(address, name)
         table = item_table(items, model, None, location)
@@ -255,7 +255,7 @@ def _connect(address: str) -> Any:
             "Milvus cannot be used",
             where=_shown(address),
             why=f"{missing[0]} is not installed",
-            remedy="pip install 'cl-retrieval[milvus]'",
+            remedy="pip install 'contrastive-core[index]'",
         )
     token = {"token": os.environ.get("MILVUS_TOKEN", "")} if "://" in address else {}
     try:

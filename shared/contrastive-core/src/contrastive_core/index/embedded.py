@@ -15,13 +15,13 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from contrastive_core.errors import InputError
-from contrastive_core.evaluation.codes import words
-from contrastive_core.files import writing
 from filelock import FileLock, Timeout
 from jaxtyping import Float, Float16, UInt8, UInt32, UInt64
 
-from cl_retrieval.index.checks import (
+from contrastive_core.errors import InputError
+from contrastive_core.evaluation.codes import words
+from contrastive_core.files import writing
+from contrastive_core.index.checks import (
     check_absent,
     check_model,
     check_new_model,
@@ -33,8 +33,8 @@ from cl_retrieval.index.checks import (
     no_index,
     unit_features,
 )
-from cl_retrieval.index.interface import MODALITIES, CodeModel, Hit, IndexInfo, Items, Modality
-from cl_retrieval.index.scan import nearest
+from contrastive_core.index.interface import MODALITIES, CodeModel, Hit, IndexInfo, Items, Modality
+from contrastive_core.index.scan import nearest
 
 FORMAT = 1
 TABLE = "codes"
@@ -92,7 +92,7 @@ class EmbeddedIndex:
 
     @classmethod
     def build(cls, folder: Path, model: CodeModel, items: Items, *, overwrite: bool = False) -> "EmbeddedIndex":
-        """Make an index; see :func:`cl_retrieval.index.build_index`."""
+        """Make an index; see :func:`contrastive_core.index.build_index`."""
         check_new_model(model)
         _check_folder(folder)
         table = item_table(items, model, None, folder)

@@ -16,9 +16,9 @@ import lancedb
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cl_retrieval.index import CodeIndex, CodeModel, Items, build_index, open_index
-from cl_retrieval.index.embedded import TABLE
 from contrastive_core.evaluation import pack_codes
+from contrastive_core.index import CodeIndex, CodeModel, Items, build_index, open_index
+from contrastive_core.index.embedded import TABLE
 from contrastive_core.nn import HashHead
 from lancedb.index import IvfFlat
 

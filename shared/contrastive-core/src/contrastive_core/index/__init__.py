@@ -7,7 +7,7 @@ folder (kept by LanceDB, searched in memory), or ``http://host:19530#collection`
 
 from pathlib import Path
 
-from cl_retrieval.index.interface import MODALITIES, CodeIndex, CodeModel, Hit, IndexInfo, Items, Modality
+from contrastive_core.index.interface import MODALITIES, CodeIndex, CodeModel, Hit, IndexInfo, Items, Modality
 
 __all__ = [
     "MODALITIES",
@@ -37,10 +37,10 @@ def build_index(location: str | Path, model: CodeModel, items: Items, *, overwri
     """
     server = _server(location)
     if server is not None:
-        from cl_retrieval.index.milvus import MilvusIndex
+        from contrastive_core.index.milvus import MilvusIndex
 
         return MilvusIndex.build(*server, model, items, overwrite=overwrite)
-    from cl_retrieval.index.embedded import EmbeddedIndex
+    from contrastive_core.index.embedded import EmbeddedIndex
 
     return EmbeddedIndex.build(Path(location), model, items, overwrite=overwrite)
 
@@ -59,15 +59,15 @@ def open_index(location: str | Path, model: CodeModel | None = None) -> CodeInde
     server = _server(location)
     index: CodeIndex
     if server is not None:
-        from cl_retrieval.index.milvus import MilvusIndex
+        from contrastive_core.index.milvus import MilvusIndex
 
         index = MilvusIndex(*server)
     else:
-        from cl_retrieval.index.embedded import EmbeddedIndex
+        from contrastive_core.index.embedded import EmbeddedIndex
 
         index = EmbeddedIndex(Path(location))
     if model is not None:
-        from cl_retrieval.index.checks import check_model
+        from contrastive_core.index.checks import check_model
 
         check_model(index.info().model, model, location)
     return index
