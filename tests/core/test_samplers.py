@@ -16,6 +16,7 @@ from contrastive_core.data import (
     partition_shards,
 )
 from contrastive_core.errors import InputError
+from contrastive_core.training import batches
 from torch.utils.data import DataLoader, TensorDataset
 
 LABELS = np.repeat(np.arange(9), [40, 25, 12, 9, 7, 4, 3, 2, 1])
@@ -29,63 +30,42 @@ MAKERS = {
 }
 
 
+def shares(order, processes):
+    """What each process sees of every batch of the first epoch."""
+    order.share(processes)
+    return [[order.part(batch, rank).tolist() for rank in range(processes)] for batch in order.plan(0)]
+
+
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-class TestEverySampler:
+class TestEveryOrder:
     def test_epochs_repeat_by_seed_and_differ(self, make):
         first, second, other = make(seed=3), make(seed=3), make(seed=4)
         epochs = [list(first), list(first)]
         assert epochs == [list(second), list(second)]
         assert epochs[0] != epochs[1]
         assert epochs[0] != list(other)
-        assert [len(each) for each in epochs] == [len(first)] * 2
-        second.set_epoch(1)
-        assert list(second) == epochs[1]
+        assert [len(each) for each in epochs] == [first.per_epoch] * 2
+        assert [batch.tolist() for batch in second.plan(1)] == epochs[1]
 
     def test_processes_share_the_batches_of_one(self, make):
-        whole = make(rank=0, world_size=1)
-        whole.batch_size *= 2
-        parts = [make(rank=rank, world_size=2) for rank in range(2)]
-        epochs = [list(part) for part in parts]
-        assert len(epochs[0]) == len(epochs[1]) == len(parts[0])
-        for mine, theirs, together in zip(*epochs, parts[0].plan(0), strict=True):
-            assert sorted(mine + theirs) == sorted(together.tolist())
-            assert 0 <= len(mine) - len(theirs) <= 1
+        order = make()
+        for parts, batch in zip(shares(order, 2), make().plan(0), strict=True):
+            assert len(parts[0]) == len(parts[1]) == len(batch) // 2
+            assert not Counter(index for part in parts for index in part) - Counter(batch.tolist())
 
     @pytest.mark.parametrize("stop", [0, 1, 2])
-    def test_resumes_within_an_epoch(self, make, stop):
-        sampler = make(seed=1)
-        list(sampler)
-        running = iter(sampler)
-        for _ in range(stop):
-            next(running)
-        state = sampler.state_dict()
-        rest = list(running)
-        again = make(seed=1)
-        again.load_state_dict(state)
-        again.set_epoch(1)  # as a trainer does
-        assert list(again) == rest
-        assert list(again) == list(sampler)
-        assert len(rest) == len(sampler) - stop
-        assert sampler.state_dict(consumed=2)["position"] == 2
-
-    def test_a_broken_off_epoch_starts_again(self, make):
-        sampler = make()
-        whole = list(make())
-        next(iter(sampler))
-        assert list(sampler) == whole
+    def test_starts_at_any_batch(self, make, stop):
+        whole = make(seed=1)
+        whole.last = 2 * whole.per_epoch
+        later = make(seed=1)
+        later.first, later.last = whole.per_epoch + stop, 2 * whole.per_epoch
+        assert list(later) == list(whole)[whole.per_epoch + stop :]
 
     def test_a_loader_takes_it(self, make):
         data = TensorDataset(torch.arange(len(LABELS)))
-        batches = [batch.tolist() for (batch,) in DataLoader(data, batch_sampler=make(seed=2))]
-        assert batches == list(make(seed=2))
-
-    def test_a_place_beyond_the_epoch_is_refused(self, make):
-        with pytest.raises(InputError, match="cannot be resumed"):
-            make().load_state_dict({"epoch": 0, "position": 1000})
-        with pytest.raises(InputError, match="come together"):
-            make(rank=0)
-        with pytest.raises(InputError, match="split"):
-            make(rank=2, world_size=2)
+        loader = batches(data, order=make(seed=2))
+        drawn = [batch.tolist() for (batch,) in loader]
+        assert drawn == [batch.tolist() for batch in make(seed=2).plan(0)]
 
 
 def most_batches(groups, per_batch):
@@ -101,20 +81,21 @@ def most_batches(groups, per_batch):
 class TestMPerClass:
     @pytest.mark.parametrize(("batch", "m", "world"), [(8, 4, 1), (8, 2, 2), (6, 3, 3), (4, 1, 2)])
     def test_every_batch_has_m_items_of_different_classes(self, batch, m, world):
-        samplers = [MPerClassSampler(LABELS, batch, m=m, rank=rank, world_size=world) for rank in range(world)]
-        epochs = [list(sampler) for sampler in samplers]
+        order = MPerClassSampler(LABELS, batch * world, m=m)
         groups = [-(-size // m) for size in np.bincount(LABELS)]
-        assert len(samplers[0]) == most_batches(groups, batch * world // m)
-        for parts in zip(*epochs, strict=True):
+        assert order.per_epoch == most_batches(groups, batch * world // m)
+        for parts in shares(order, world):
             classes = [Counter(LABELS[part].tolist()) for part in parts]
             assert all(count == m for each in classes for count in each.values())
             assert len(set().union(*classes)) == batch * world // m  # no class in two processes
+        with pytest.raises(InputError, match="do not divide"):
+            MPerClassSampler(LABELS, 3 * m, m=m).share(2)
 
     def test_items_repeat_only_in_classes_that_are_too_small(self):
         for batch in MPerClassSampler(LABELS, 8, m=4):
             for label in set(LABELS[batch].tolist()):
-                mine = [index for index in batch if LABELS[index] == label]
-                assert len(set(mine)) == min(4, int((label == LABELS).sum())) or (label == LABELS).sum() < 4
+                members = [index for index in batch if LABELS[index] == label]
+                assert len(set(members)) == min(4, int((label == LABELS).sum())) or (label == LABELS).sum() < 4
 
     def test_over_epochs_everything_comes(self):
         sampler = MPerClassSampler(LABELS, 8, m=4)
@@ -138,13 +119,8 @@ class TestUniqueIds:
     @pytest.mark.parametrize("world", [1, 2])
     @pytest.mark.parametrize("drop_last", [True, False])
     def test_no_id_twice_over_all_processes(self, world, drop_last):
-        epochs = [
-            list(UniqueIdBatchSampler(IDS, 4, drop_last=drop_last, rank=rank, world_size=world))
-            for rank in range(world)
-        ]
-        drawn = []
-        for parts in zip(*epochs, strict=True):
-            batch = [index for part in parts for index in part]
+        order, drawn = UniqueIdBatchSampler(IDS, 4 * world, drop_last=drop_last), []
+        for batch in order:
             assert len(set(IDS[batch])) == len(batch) <= 4 * world
             assert len(batch) == 4 * world or not drop_last
             drawn += batch
@@ -152,7 +128,7 @@ class TestUniqueIds:
         if not drop_last:
             assert sorted(drawn) == list(range(len(IDS)))
         else:
-            assert len(epochs[0]) == most_batches(Counter(IDS.tolist()).values(), 4 * world)
+            assert order.per_epoch == most_batches(Counter(IDS.tolist()).values(), 4 * world)
 
     def test_one_frequent_id_makes_small_batches_or_is_refused(self):
         ids = [0] * 10 + [1]
@@ -160,23 +136,16 @@ class TestUniqueIds:
         assert sorted(len(batch) for batch in sampler) == [1] * 9 + [2]
         with pytest.raises(InputError, match="too few ids"):
             UniqueIdBatchSampler(ids, 4)
-        with pytest.raises(InputError, match="too few ids"):
-            UniqueIdBatchSampler(ids, 4, drop_last=False, rank=0, world_size=2)
 
 
 class TestTwoStreams:
     @pytest.mark.parametrize("world", [1, 2])
-    @pytest.mark.parametrize(("epoch_of", "batches"), [("unlabelled", 10), ("labelled", 5), ("longest", 10)])
-    def test_shares_and_order(self, world, epoch_of, batches):
-        samplers = [
-            TwoStreamSampler(
-                range(10), range(10, 50), 6, labelled_per_batch=2, epoch_of=epoch_of, rank=rank, world_size=world
-            )
-            for rank in range(world)
-        ]
-        epochs = [list(sampler) for sampler in samplers]
-        assert len(epochs[0]) == batches // world
-        assert all([index < 10 for index in batch] == [True] * 2 + [False] * 4 for each in epochs for batch in each)
+    @pytest.mark.parametrize(("epoch_of", "count"), [("unlabelled", 10), ("labelled", 5), ("longest", 10)])
+    def test_shares_and_order(self, world, epoch_of, count):
+        order = TwoStreamSampler(range(10), range(10, 50), 6 * world, labelled_per_batch=2 * world, epoch_of=epoch_of)
+        epochs = shares(order, world)
+        assert len(epochs) == count // world
+        assert all([index < 10 for index in part] == [True] * 2 + [False] * 4 for each in epochs for part in each)
         primary = [
             index for each in epochs for batch in each for index in batch if (index < 10) == (epoch_of == "labelled")
         ]
@@ -203,7 +172,7 @@ class TestViews:
     def noise(x):
         return x + torch.rand(x.shape)
 
-    def test_draws_depend_on_seed_epoch_and_index_alone(self):
+    def test_draws_depend_on_seed_draw_and_index_alone(self):
         x = torch.zeros(3)
         two = TwoView(self.noise, seed=1)
         before = torch.get_rng_state()
@@ -211,7 +180,7 @@ class TestViews:
         assert torch.equal(torch.get_rng_state(), before)
         torch.rand(5)
         assert torch.equal(two(x, index=4).views[0], first)
-        others = [two(x, index=5), two(x, index=4, epoch=1), TwoView(self.noise)(x, index=4)]
+        others = [two(x, index=5), two(x, index=4, draw=1), TwoView(self.noise)(x, index=4)]
         assert all(not torch.equal(each.views[0], first) for each in others)
         assert not torch.equal(first, second)
 
@@ -224,14 +193,21 @@ class TestViews:
 
     def test_other_transforms_and_the_data_set(self):
         data = ViewDataset(torch.zeros(5, 2), TwoView(self.noise, lambda x: x - 1, lambda x: x + 1))
-        loader = DataLoader(data, batch_size=5)
-        (first, second, third), (again, *_) = next(iter(loader)), next(iter(loader))
-        assert torch.equal(first, again)
+        first, second, third = next(iter(DataLoader(data, batch_size=5)))
         assert (second == -1).all()
         assert (third == 1).all()
         assert len(first.unique()) == 10
-        data.epoch = 1
-        assert not torch.equal(next(iter(loader))[0], first)
+        assert torch.equal(first, next(iter(DataLoader(data, batch_size=5)))[0])
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_every_batch_of_a_run_draws_other_views(self, workers):
+        data = ViewDataset(torch.zeros(4, 2), TwoView(self.noise))
+        loader = batches(data, 2, seed=0, workers=workers)
+        first = [views for views, _ in loader]
+        second = [views for views, _ in loader]
+        assert len(torch.cat(first + second).unique()) == 16
+        again = [views for views, _ in batches(data, 2, seed=0)]
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 class TestDivisions:

@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from contrastive_core.data import ShuffledBatches
 from contrastive_core.errors import InputError
 from contrastive_core.nn import EMATeacher
 from contrastive_core.training import (
@@ -22,7 +23,6 @@ from contrastive_core.training import (
     seeded_generator,
     warmup_cosine,
 )
-from contrastive_core.training.batches import BatchOrder
 from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
@@ -117,18 +117,18 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     rows = [RunFolder.open(tmp_path / name).metrics() for name in ("whole", "broken")]
     assert rows[0] == rows[1]
-    assert [row["step"] for row in rows[0]] == list(range(36))
+    assert [row["step"] for row in rows[0]] == list(range(1, 37))
 
 
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(tmp_path, data):
     run = RunFolder.create(tmp_path / "r", {})
-    with pytest.raises(TrainingDivergedError, match="step 7") as caught:
+    with pytest.raises(TrainingDivergedError, match="step 8") as caught:
         fit(
             Regression(explode_at=7), batches(data, 8, seed=0), run=run, settings=settings(steps=20, checkpoint_every=3)
         )
     assert "last.ckpt" in str(caught.value)
     # Batches 0 to 7 of the seeded order were drawn; the last of them is named.
-    order = BatchOrder(40, 8, seed=0, drop_last=True)
+    order = ShuffledBatches(40, 8, seed=0, drop_last=True)
     assert f"items {', '.join(map(str, sorted(order.items(7))))} of" in str(caught.value)
     checkpoint = torch.load(run.checkpoint("last"), weights_only=True)
     assert checkpoint["global_step"] == 6
@@ -198,7 +198,7 @@ def half(value, file, *args, **kwargs):
     saved.append(None)
     whole(value, file, *args, **kwargs)
     if len(saved) == 3:  # Lightning serialises into a buffer: only half of it reaches the disk
-        (name,) = [name for name in os.listdir(sys.argv[1] + "/checkpoints") if name.startswith(".last")]
+        (name,) = [name for name in os.listdir(sys.argv[1] + "/checkpoints") if name.startswith(".unfinished-")]
         with open(f"{sys.argv[1]}/checkpoints/{name}", "wb") as disk:
             disk.write(file.getbuffer()[: file.getbuffer().nbytes // 2])
         os.kill(os.getpid(), signal.SIGKILL)
@@ -305,7 +305,7 @@ def test_two_processes_train_as_one_with_the_global_batch_and_resume(tmp_path, m
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-10)
     rows = RunFolder.open(tmp_path / "two").metrics()
-    assert [row["step"] for row in rows if "loss" in row] == list(range(10))
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 11))
     assert (tmp_path / "two" / "checkpoints" / "best.ckpt").is_file()
 
 
@@ -315,7 +315,7 @@ def test_a_batch_that_does_not_divide_among_processes_is_refused(tmp_path, data)
         fit(Regression(), batches(data, 8, seed=0), run=run, settings=settings(steps=2, devices=3, strategy="ddp"))
 
 
-class Taught(Regression):
+class Distilled(Regression):
     """A student with a teacher that follows it."""
 
     def __init__(self):
@@ -337,9 +337,9 @@ def test_the_teacher_travels_with_the_checkpoint(tmp_path, data):
             fit(system, batches(data, 8, seed=0), run=run, settings=settings(steps=steps, checkpoint_every=3))
         return system.state_dict()
 
-    whole = train("whole", Taught(), 11)
-    train("broken", Taught(), 6)
-    resumed = train("broken", Taught(), 11, resume=True)
+    whole = train("whole", Distilled(), 11)
+    train("broken", Distilled(), 6)
+    resumed = train("broken", Distilled(), 11, resume=True)
     assert any("teacher" in name for name in whole)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
@@ -374,7 +374,7 @@ def test_bf16_multiplies_in_bfloat16_and_keeps_float32_weights(tmp_path, data):
 
 
 def test_every_epoch_sees_every_item_once_in_an_order_of_its_own():
-    order = BatchOrder(10, 3, seed=1, drop_last=False)
+    order = ShuffledBatches(10, 3, seed=1, drop_last=False)
     order.last = 8
     drawn = list(order)
     epochs = [[item for batch in part for item in batch] for part in (drawn[:4], drawn[4:])]
@@ -382,9 +382,9 @@ def test_every_epoch_sees_every_item_once_in_an_order_of_its_own():
     assert epochs[0] != epochs[1]
     order.first = 3
     assert list(order) == drawn[3:]
-    dropping = BatchOrder(10, 3, seed=1, drop_last=True)
+    dropping = ShuffledBatches(10, 3, seed=1, drop_last=True)
     assert dropping.per_epoch == 3
-    shared = BatchOrder(10, 4, seed=1, drop_last=False)
+    shared = ShuffledBatches(10, 4, seed=1, drop_last=False)
     shared.share(4)  # the last two items do not reach four processes
     assert shared.per_epoch == 2
     assert [len(shared.items(number)) for number in range(2)] == [1, 1]

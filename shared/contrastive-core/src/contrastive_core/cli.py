@@ -5,22 +5,34 @@ runs, or when its own help is asked for, so ``--help`` of a package answers with
 """
 
 import dataclasses
+import inspect
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import cyclopts
 import yaml
 from cyclopts import App as CycloptsApp
+from cyclopts import Parameter
 
-from contrastive_core.errors import ContrastiveWarning, InputError
+from contrastive_core.errors import ContrastiveWarning, InputError, Terminated
+from contrastive_core.files import read_text, reading
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+Flat = Parameter(name="*")
+"""Marks an argument or a field whose own fields are options without a prefix: ``Annotated[Settings, Flat]``."""
+
+_NOT_SETTINGS = frozenset({"out", "resume", "overwrite", "json", "dry_run"})
+"""Arguments of a verb that say where and how it runs, not what it computes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +60,9 @@ class App:
     """
 
     def __init__(self, name: str, help: str, version: str) -> None:
-        self._app = CycloptsApp(name=name, help=help, version=version, help_on_error=False)
+        self._app = CycloptsApp(
+            name=name, help=help, version=version, help_on_error=False, suppress_keyboard_interrupt=False
+        )
         self._name = name
 
     def command(self, command: Command) -> None:
@@ -80,7 +94,8 @@ class App:
     def run(self, arguments: Sequence[str] | None = None) -> int:
         """Run one command line and return its exit status.
 
-        Status 2 with a short block on standard error for bad input, 130 after Ctrl-C, 1 with a traceback for a bug.
+        Status 2 with a short block on standard error for bad input, 130 after Ctrl-C, 143 after SIGTERM, 1 with a
+        traceback for a bug.
         ``--debug`` anywhere shows the traceback in every case; ``--config FILE`` gives options from a YAML file, which
         the command line overrides.
 
@@ -96,6 +111,7 @@ class App:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", ContrastiveWarning)
                 warnings.showwarning = _show_warning
+                _raise_on_sigterm()
                 result = self._app(words, exit_on_error=False, print_error=False, result_action="return_value")
         except InputError as error:
             if debug:
@@ -108,9 +124,12 @@ class App:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             print(f"  remedy: see `{self._help_line(words)}`", file=sys.stderr)
             return EXIT_BAD_INPUT
-        except KeyboardInterrupt:
-            print("interrupted; a training run continues with --resume", file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
+        except Terminated as stop:
+            print(f"terminated: {stop}" if str(stop) else "terminated", file=sys.stderr)
+            return EXIT_TERMINATED
         except BrokenPipeError:
             # The reader (`head`, a closed pager) has gone; there is nobody left to tell.
             sys.stderr.close()
@@ -149,17 +168,11 @@ def _take_config(words: list[str]) -> tuple[list[str], Path | None]:
 
 
 def _config_source(path: Path) -> cyclopts.config.Dict:
-    try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError("the settings file is missing", where=path, remedy="check the path after --config") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(
-            "the settings file could not be read",
-            where=path,
-            why=" ".join(str(error).split()),
-            remedy="write one `option: value` a line, in YAML",
-        ) from error
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError("the settings file is missing", where=path, remedy="check the path after --config")
+    text = read_text(path)
+    with reading(path, "the settings file could not be read", "write one `option: value` a line, in YAML"):
+        values: Any = yaml.safe_load(text)
     if not isinstance(values, dict):
         raise InputError(
             "the settings file holds no settings",
@@ -168,26 +181,113 @@ def _config_source(path: Path) -> cyclopts.config.Dict:
             remedy="write one `option: value` a line, in YAML",
         )
     # The file holds one command's options, so it applies at whatever depth the command stands.
-    return cyclopts.config.Dict(values, use_commands_as_keys=False, source=str(path))
+    return cyclopts.config.Dict(_named(values, path), use_commands_as_keys=False, source=str(path))
+
+
+def _named(values: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    for name in values:
+        if not isinstance(name, str):
+            raise InputError("an option's name is no text", where=path, why=f"got {name!r}", remedy="quote it")
+    return {name: _named(value, path) if isinstance(value, dict) else value for name, value in values.items()}
+
+
+def options_of(verb: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of a call of a verb, nested as on the command line, for ``config.yaml``.
+
+    The result given back with ``--config`` repeats the call. Where and how it ran (``out``, ``resume``, ``overwrite``,
+    ``json``) is left out.
+
+    Args:
+        verb: The verb's function.
+        values: Its arguments by name; ``locals()`` at its first line.
+
+    Raises:
+        ValueError: Two options have one name.
+
+    Example:
+        >>> from typing import Annotated
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Settings:
+        ...     batch_size: int = 8
+        >>> def train(data: Path, out: Path, *, settings: Annotated[Settings, Flat] = Settings()) -> None: ...
+        >>> options_of(train, {"data": Path("scans"), "out": Path("run"), "settings": Settings()})
+        {'data': 'scans', 'batch_size': 8}
+    """
+    options: dict[str, Any] = {}
+    hints = get_type_hints(verb, include_extras=True)
+    for name in inspect.signature(verb).parameters:
+        if name not in _NOT_SETTINGS:
+            _add(options, name, values[name], hints[name], verb)
+    return options
+
+
+def _add(options: dict[str, Any], name: str, value: Any, hint: Any, verb: Callable[..., Any]) -> None:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        if name in options:
+            raise ValueError(f"{verb.__qualname__} has two options of the name {name}")
+        options[name] = _plain(value)
+        return
+    flat = options if _is_flat(hint, value) else options.setdefault(name, {})
+    hints = get_type_hints(type(value), include_extras=True)
+    for field in dataclasses.fields(value):
+        _add(flat, field.name, getattr(value, field.name), hints[field.name], verb)
+
+
+def _is_flat(hint: Any, value: Any) -> bool:
+    marks = (
+        [mark for mark in get_args(hint)[1:] if isinstance(mark, Parameter)] if get_origin(hint) is Annotated else []
+    )
+    own = getattr(type(value), "__cyclopts__", None)  # what a decorator of the class says
+    return any("*" in (mark.name or ()) for mark in [*marks, *(getattr(own, "parameters", []) or [])])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
 
 
 def _keep_defaults(_: CycloptsApp, __: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
     """Fields that are not given keep what the function's own default says, not what their class says.
 
     Cyclopts makes a settings object anew from its class as soon as one of its fields is given; a function whose default
-    is ``TrainSettings(epochs=400)`` would train for the class's number of epochs when only ``--seed`` is set. A field
-    whose metadata say ``instead_of`` another one ends the default of that one when it is given: ``--epochs`` is not
-    overruled by a default number of steps.
+    is ``Settings(training=TrainSettings(epochs=400))`` would train for the class's number of epochs when only
+    ``--seed`` is set. A field whose metadata say ``instead_of`` another one ends the default of that one when it is
+    given: ``--epochs`` is not overruled by a default number of steps.
     """
     for argument in arguments:
-        default = argument.field_info.default
-        if dataclasses.is_dataclass(default) and argument.has_tokens:
-            given = {child.field_info.name for child in argument.children if child.has_tokens}
-            replaced = {f.metadata.get("instead_of") for f in dataclasses.fields(default) if f.name in given}
-            for child in argument.children:
-                if not child.has_tokens and child.field_info.name not in replaced:
-                    value = getattr(default, child.field_info.name)
-                    child.append(cyclopts.Token(keyword=child.name, source="default", implicit_value=value))
+        if len(argument.keys) == 0 and dataclasses.is_dataclass(argument.field_info.default) and _has_tokens(argument):
+            _fill(argument, argument.field_info.default)
+
+
+def _fill(argument: Any, default: Any) -> None:
+    children = {child.keys[-1]: child for child in argument.children}
+    given = {name for name, child in children.items() if _has_tokens(child)}
+    replaced = {field.metadata.get("instead_of") for field in dataclasses.fields(default) if field.name in given}
+    for field in dataclasses.fields(default):
+        child, value = children.get(field.name), getattr(default, field.name)
+        if child is None or field.name in replaced:
+            continue
+        if dataclasses.is_dataclass(value):
+            _fill(child, value)
+        elif field.name not in given:
+            child.append(cyclopts.Token(keyword=child.name, source="default", implicit_value=value))
+
+
+def _has_tokens(argument: Any) -> bool:
+    return bool(argument.has_tokens) or any(_has_tokens(child) for child in argument.children)
+
+
+def _raise_on_sigterm() -> None:
+    """A verb that is told to end does so by an error, which cleans up behind itself."""
+
+    def raise_(_: int, __: FrameType | None) -> None:
+        raise Terminated
+
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, raise_)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

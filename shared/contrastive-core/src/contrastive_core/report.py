@@ -4,9 +4,15 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from contrastive_core.files import write_text
+from contrastive_core.tables import columns_of, is_number, show
+
+if TYPE_CHECKING:
+    from contrastive_core.training.run_folder import RunFolder
 
 # Okabe and Ito's palette, told apart with every kind of colour vision.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7A5C00", "#000000")
@@ -59,10 +65,8 @@ class Report:
         self._parts: list[dict[str, Any]] = []
 
     def facts(self, values: Mapping[str, Any]) -> None:
-        """Add short facts below the heading; floats are shown with four digits."""
-        self._facts += [
-            (name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in values.items()
-        ]
+        """Add short facts below the heading."""
+        self._facts += [(name, show(value)) for name, value in values.items()]
 
     def text(self, text: str, title: str = "") -> None:
         """Add a paragraph."""
@@ -82,7 +86,7 @@ class Report:
         Args:
             title: Heading.
             columns: Names of the columns.
-            rows: Cells; floats are shown with three decimals, ``None`` as a dash.
+            rows: Cells; numbers are shown as :func:`contrastive_core.tables.show` says, ``None`` as a dash.
             best: Columns among which the highest number of each row is marked.
             note: A line below the table.
 
@@ -90,23 +94,78 @@ class Report:
             ValueError: A row has another length than the columns.
         """
         numeric = {
-            index for index in range(len(columns)) if any(_is_number(row[index]) for row in rows if index < len(row))
+            index for index in range(len(columns)) if any(is_number(row[index]) for row in rows if index < len(row))
         }
         shown = []
         for row in rows:
             if len(row) != len(columns):
                 raise ValueError(f"a row has {len(row)} cells, the table {len(columns)} columns")
-            numbers = [row[index] for index in best if _is_number(row[index])]
+            numbers = [row[index] for index in best if is_number(row[index])]
             cells = []
             for index, value in enumerate(row):
                 marks = ["number"] if index in numeric else []
-                if index in best and numbers and _is_number(value) and value == max(numbers):
+                if index in best and numbers and is_number(value) and value == max(numbers):
                     marks.append("best")
-                cells.append({"text": _show(value), "style": " ".join(marks)})
+                cells.append({"text": show(value), "style": " ".join(marks)})
             shown.append(cells)
         self._parts.append(
             {"kind": "table", "title": title, "columns": columns, "rows": shown, "numeric": numeric, "note": note}
         )
+
+    def rows(self, title: str, rows: Sequence[Mapping[str, Any]], *, best: Sequence[str] = (), note: str = "") -> None:
+        """Add a table of rows by column name; nothing where there are no rows.
+
+        Args:
+            title: Heading.
+            rows: Cells by column; a missing one is shown as a dash.
+            best: Columns among which the highest number of each row is marked.
+            note: A line below the table.
+        """
+        if rows:
+            names = columns_of(rows)
+            marked = [names.index(name) for name in best]
+            self.table(title, names, [[row.get(name) for name in names] for row in rows], best=marked, note=note)
+
+    def metrics(self, run: "RunFolder", title: str, names: Mapping[str, str] | Sequence[str] | str, unit: str) -> None:
+        """Add curves of what a run logged; nothing where it logged none of them.
+
+        Args:
+            run: The run.
+            title: Heading.
+            names: Logged names, or how each is called in the legend, or what they all start with.
+            unit: Label of the vertical axis.
+        """
+        logged = run.metrics()
+        if isinstance(names, str):
+            names = [name for name in columns_of(logged) if name.startswith(names)]
+        legend = names if isinstance(names, Mapping) else {name: name.replace("_", " ") for name in names}
+        lines = {
+            label: ([row["step"] for row in logged if name in row], [row[name] for row in logged if name in row])
+            for name, label in legend.items()
+        }
+        lines = {label: line for label, line in lines.items() if line[0]}
+        if lines:
+            self.curve(title, lines, "step", unit)
+
+    def embedding_map(self, title: str, z: Any, labels: Sequence[str] | None = None, *, caption: str = "") -> None:
+        """Add a map of embeddings: their first two principal components, one colour a label.
+
+        Args:
+            title: Heading.
+            z: ``[n d]``, at least two rows.
+            labels: ``[n]``.
+            caption: A line below the map.
+        """
+        from sklearn.decomposition import PCA
+
+        figure, axes = new_axes(width=6.5, height=5)
+        model = PCA(min(2, z.shape[1]), random_state=0)
+        points = model.fit_transform(z)
+        if points.shape[1] == 1:
+            points = np.concatenate([points, np.zeros_like(points)], axis=1)
+        scatter(axes, points, labels if labels is not None else [""] * len(points))
+        share = float(np.nansum(model.explained_variance_ratio_))
+        self.figure(title, figure, caption or f"First two principal components, {share:.0%} of the variance.")
 
     def curve(
         self,
@@ -123,16 +182,12 @@ class Report:
             xlabel: Label of the horizontal axis.
             ylabel: Label of the vertical axis.
         """
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 4), layout="constrained")
-        axes = figure.subplots()
+        figure, axes = new_axes()
         for index, (name, (x, y)) in enumerate(lines.items()):
             # A single point makes no line.
             marker = "o" if len(x) == 1 else ""
             axes.plot(x, y, label=name, color=PALETTE[index % len(PALETTE)], linewidth=1.8, marker=marker)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
             axes.legend(frameon=False)
         self.figure(title, figure)
@@ -157,8 +212,18 @@ class Report:
         return Path(path)
 
 
-def scatter(axes: Any, points: Any, labels: Sequence[str], title: str) -> None:
-    """Draw points in the plane, one colour a label.
+def new_axes(*, width: float = 8, height: float = 4) -> tuple[Any, Any]:
+    """A matplotlib figure of the given size in inches, and its axes without the frame's upper and right side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def scatter(axes: Any, points: Any, labels: Sequence[str], title: str = "") -> None:
+    """Draw points in the plane, one colour a label; more than twelve labels get no legend.
 
     Args:
         axes: Matplotlib axes.
@@ -168,10 +233,10 @@ def scatter(axes: Any, points: Any, labels: Sequence[str], title: str) -> None:
     """
     names = sorted(set(labels))
     for index, name in enumerate(names):
-        mine = [place for place, label in enumerate(labels) if label == name]
+        rows = [row for row, label in enumerate(labels) if label == name]
         axes.scatter(
-            points[mine, 0],
-            points[mine, 1],
+            points[rows, 0],
+            points[rows, 1],
             s=16,
             alpha=0.8,
             label=name,
@@ -179,15 +244,5 @@ def scatter(axes: Any, points: Any, labels: Sequence[str], title: str) -> None:
             marker="os^vD*PX"[index // len(PALETTE) % 8],
         )
     axes.set(title=title, xticks=[], yticks=[])
-    if len(names) <= 12:
+    if 1 < len(names) <= 12:
         axes.legend(frameon=False, fontsize=8, title="class")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,11 +1,11 @@
-"""Dividing a data set: over clients with skewed classes, and into parts that share no patient."""
+"""Dividing a data set: over clients with skewed classes, into parts that share no patient, a share of every class."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from contrastive_core.errors import InputError
+from contrastive_core.errors import InputError, require
 
 _TURNS = 50
 
@@ -137,6 +137,37 @@ def group_split(
         )
     model = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return [(train, held) for train, held in model.split(np.zeros(len(classes)), classes, members)]
+
+
+def stratified_split(
+    labels: Sequence[object] | Shaped[np.ndarray, " n"], share: float, *, seed: int = 0
+) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    """Hold out a share of every class; every class keeps at least one item.
+
+    Args:
+        labels: Class of every item.
+        share: Share held out, in [0, 1).
+        seed: Seed of the draw.
+
+    Returns:
+        Indices of the items kept and of those held out, ascending; the second is empty where the share rounds to none.
+
+    Raises:
+        InputError: A share out of range.
+
+    Example:
+        >>> kept, held_out = stratified_split(["a"] * 8 + ["b"] * 4, 0.25)
+        >>> len(kept), len(held_out)
+        (9, 3)
+    """
+    require(0 <= share < 1, "share", share, "a share in [0, 1)")
+    classes, draw = _classes(labels), np.random.default_rng(seed)
+    held = [
+        members[: min(round(share * len(members)), len(members) - 1)]
+        for members in (draw.permutation(np.flatnonzero(classes == label)) for label in range(classes.max() + 1))
+    ]
+    held_out = np.sort(np.concatenate(held)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(classes)), held_out), held_out
 
 
 def _balanced(classes: np.ndarray, clients: int, alpha: float, draw: np.random.Generator) -> list[np.ndarray]:

@@ -1,8 +1,8 @@
-"""Batches with rules: so many of each class, no id twice, labelled and unlabelled together.
+"""The order of a training run: which items each batch holds, so many of each class, no id twice, two streams together.
 
-All samplers yield lists of indices (give them to ``DataLoader(batch_sampler=...)``). The order depends on the seed and
-the epoch alone. Processes share one global order and each takes its part of every global batch, so together they draw
-what one process with the global batch would. They can be stopped and resumed at any batch.
+An order is a plan an epoch, drawn from the seed and the epoch alone, so that a run can be taken up at any batch. Give
+it to :func:`contrastive_core.training.batches`, whose loaders :func:`contrastive_core.training.fit` starts anywhere.
+Processes share one plan, and each takes its part of every batch: together they see what one process would.
 """
 
 from abc import ABC, abstractmethod
@@ -10,95 +10,144 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from jaxtyping import Int, Shaped
 
 from contrastive_core.errors import InputError
 
 
-class EpochSampler(ABC):
-    """What the samplers share: the seed, the place in the run, and the process's part of a global batch.
+class Order(ABC):
+    """Batches of all epochs, counted from the start of the run.
 
     Args:
-        batch_size: Items in a batch of one process.
+        batch_size: Items in a batch, of all processes together.
         seed: Seed of the orders.
-        rank: Number of this process; by default that of ``torch.distributed``.
-        world_size: Processes; by default those of ``torch.distributed``.
+
+    Attributes:
+        first: Batch an iteration starts with; :func:`contrastive_core.training.fit` sets it when a run is resumed.
+        last: Batch an iteration ends before; without ``fit`` each iteration is one epoch, the next one each time.
 
     Raises:
-        InputError: A batch size below 1, or a rank that is not one of the processes.
+        InputError: A batch size below 1.
     """
 
-    def __init__(self, batch_size: int, *, seed: int, rank: int | None, world_size: int | None) -> None:
-        if (rank is None) != (world_size is None):
-            raise InputError("rank and world_size come together", where="sampler")
-        self.rank, self.world_size = _processes() if rank is None or world_size is None else (rank, world_size)
-        if batch_size < 1 or not 0 <= self.rank < self.world_size:
-            raise InputError(
-                "a sampler cannot be split like this",
-                where="sampler",
-                why=f"batch size {batch_size}, rank {self.rank} of {self.world_size}",
-                remedy="use at least 1 item a batch and a rank below the number of processes",
-            )
-        self.batch_size, self.seed = batch_size, seed
-        self.epoch, self.position = 0, 0
-        self._resuming = False
+    def __init__(self, batch_size: int, *, seed: int) -> None:
+        if batch_size < 1:
+            raise InputError("a batch holds at least one item", where="--batch-size", why=f"got {batch_size}")
+        self.batch_size, self.seed, self.processes = batch_size, seed, 1
+        self.first = 0
+        self.last: int | None = None
+        self._epoch, self._rounds = -1, 0
+        self._batches: Sequence[np.ndarray] = ()
 
     @property
-    def global_batch(self) -> int:
-        """Items in the batches of all processes together."""
-        return self.batch_size * self.world_size
-
     @abstractmethod
-    def __len__(self) -> int:
-        """Batches in an epoch."""
+    def per_epoch(self) -> int:
+        """Batches in an epoch, at least one."""
 
     @abstractmethod
     def plan(self, epoch: int) -> Sequence[Int[np.ndarray, " b"]]:
-        """The global batches of an epoch; each process takes every ``world_size``-th item."""
+        """The batches of an epoch, of all processes together."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, unless it is the one that a loaded state stands in."""
-        if epoch != self.epoch:
-            self.epoch, self.position, self._resuming = epoch, 0, False
-
-    def __iter__(self) -> Iterator[list[int]]:
-        # An iteration that was broken off starts its epoch again; only a loaded state continues within one.
-        first = self.position if self._resuming else 0
-        self._resuming = False
-        for place, batch in enumerate(self.plan(self.epoch)[first:], start=first):
-            self.position = place + 1
-            yield batch[self.rank :: self.world_size].tolist()
-        self.epoch, self.position = self.epoch + 1, 0
-
-    def state_dict(self, *, consumed: int | None = None) -> dict[str, int]:
-        """Where the sampler stands.
-
-        Args:
-            consumed: Batches of this epoch that were trained on. Loader processes draw ahead of the training, so the
-                sampler itself knows only how many were drawn.
-        """
-        return {"epoch": self.epoch, "position": self.position if consumed is None else consumed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where another sampler stood; the next iteration continues there.
+    def share(self, processes: int) -> None:
+        """Divide every batch among processes.
 
         Raises:
-            InputError: The place lies beyond the epoch: the data or the batch size has changed.
+            InputError: The batch does not divide.
         """
-        if not 0 <= state["position"] <= len(self):
-            raise InputError(
-                "a sampler cannot be resumed",
-                where="sampler",
-                why=f"the state stands at batch {state['position']}, the epoch has {len(self)}",
-                remedy="resume with the data set and the batch size of the interrupted run",
-            )
-        self.epoch, self.position, self._resuming = state["epoch"], state["position"], True
+        _divides(self.batch_size, processes, "a batch is divided among the processes", "--batch-size, --devices")
+        self.processes = processes
+
+    def part(self, batch: Int[np.ndarray, " b"], rank: int) -> Int[np.ndarray, " p"]:
+        """What one process takes of a batch; of one that does not divide, the last items are left out."""
+        size = len(batch) // self.processes
+        return batch[rank * size : (rank + 1) * size]
+
+    def items(self, batch: int) -> list[int]:
+        """What this process sees in the batch of that number."""
+        epoch, place = divmod(batch, self.per_epoch)
+        if epoch != self._epoch:
+            self._batches, self._epoch = self.plan(epoch), epoch
+        rank = dist.get_rank() if self.processes > 1 and dist.is_initialized() else 0
+        return self.part(self._batches[place], rank).tolist()
+
+    def __len__(self) -> int:
+        return self.per_epoch if self.last is None else self.last
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _, items in self.numbered():
+            yield items
+
+    def numbered(self) -> Iterator[tuple[int, list[int]]]:
+        """Batches with their numbers."""
+        start, end = self.first, self.last
+        if end is None:  # not in fit(): one epoch after another
+            start, end = self._rounds * self.per_epoch, (self._rounds + 1) * self.per_epoch
+            self._rounds += 1
+        for batch in range(start, end):
+            yield batch, self.items(batch)
 
     def _generator(self, epoch: int, stream: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch, stream])
 
 
-class MPerClassSampler(EpochSampler):
+class ShuffledBatches(Order):
+    """Every item once an epoch, in an order of its own.
+
+    Args:
+        count: Items in the data set.
+        batch_size: Items in a batch, of all processes together, capped at ``count``.
+        seed: Seed of the orders.
+        drop_last: Leave out a last batch that is not full.
+
+    Raises:
+        InputError: There are no items, or a batch size below 1.
+
+    Example:
+        >>> order = ShuffledBatches(5, 2, seed=0, drop_last=False)
+        >>> sorted(index for batch in order for index in batch)
+        [0, 1, 2, 3, 4]
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int = 0, drop_last: bool = True) -> None:
+        super().__init__(batch_size, seed=seed)
+        if count < 1:
+            raise InputError("there is nothing to train on", why="the data set is empty")
+        self.count, self.drop_last = count, drop_last
+        self.batch_size = min(batch_size, count)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch; a rest of fewer items than processes makes none."""
+        full, rest = divmod(self.count, self.batch_size)
+        return full + (rest >= self.processes and not self.drop_last)
+
+    def plan(self, epoch: int) -> list[Int[np.ndarray, " b"]]:
+        """A permutation, cut into batches."""
+        order = torch.randperm(self.count, generator=seeded_generator(self.seed, epoch)).numpy()
+        return [order[place * self.batch_size :][: self.batch_size] for place in range(self.per_epoch)]
+
+
+def seeded_generator(seed: int, *stream: int) -> torch.Generator:
+    """A torch generator for one place of a run: the same seed and numbers give the same draws.
+
+    Args:
+        seed: Seed of the run.
+        stream: What the draws are for, such as step and rank.
+    """
+    word = np.random.SeedSequence([seed, *stream]).generate_state(2, dtype=np.uint32)
+    return torch.Generator().manual_seed(int(word[0]) << 31 ^ int(word[1]))
+
+
+def _divides(size: int, parts: int, what: str, where: str) -> None:
+    if size % parts:
+        raise InputError(
+            what, where=where, why=f"{size} do not divide into {parts}", remedy=f"use a multiple of {parts}"
+        )
+
+
+class MPerClassSampler(Order):
     """Batches of several classes with m items each, as supervised contrastive losses and miners need them.
 
     The items of each class are cut into groups of m; a last group that is not full is filled with items of the class
@@ -108,11 +157,9 @@ class MPerClassSampler(EpochSampler):
 
     Args:
         labels: Class of every item.
-        batch_size: Items in a batch of one process; a multiple of m.
+        batch_size: Items in a batch of all processes together; a multiple of m.
         m: Items of a class in a batch.
         seed: Seed of the orders.
-        rank: Number of this process; by default that of ``torch.distributed``.
-        world_size: Processes.
 
     Raises:
         InputError: ``batch_size`` is no multiple of m, or there are too few classes to fill one batch.
@@ -130,10 +177,8 @@ class MPerClassSampler(EpochSampler):
         *,
         m: int = 4,
         seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
     ) -> None:
-        super().__init__(batch_size, seed=seed, rank=rank, world_size=world_size)
+        super().__init__(batch_size, seed=seed)
         if m < 1 or batch_size % m:
             raise InputError(
                 "a batch holds whole groups of a class",
@@ -144,9 +189,9 @@ class MPerClassSampler(EpochSampler):
         self.m = m
         self._members = _members(labels)
         self._groups = np.array([-(-len(each) // m) for each in self._members])
-        self._per_batch = self.global_batch // m
-        self._batches = _most_batches(self._groups, self._per_batch)
-        if self._batches == 0:
+        self._per_batch = self.batch_size // m
+        self._count = _most_batches(self._groups, self._per_batch)
+        if self._count == 0:
             raise InputError(
                 "there are too few classes to fill a batch",
                 where="labels",
@@ -154,17 +199,27 @@ class MPerClassSampler(EpochSampler):
                 remedy="lower the batch size, or raise m",
             )
 
-    def __len__(self) -> int:
-        return self._batches
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self._count
 
     def plan(self, epoch: int) -> list[Int[np.ndarray, " b"]]:
-        """The global batches, group after group, dealt out so that a group stays in one process."""
+        """Batches, group after group."""
         draw = self._generator(epoch)
         groups = np.concatenate([self._cut(draw.permutation(members), draw) for members in self._members])
         owner = np.repeat(np.arange(len(self._groups)), self._groups)
-        dealt = _deal(owner, self._batches, self._per_batch, draw)
-        # Every world_size-th item belongs to a process: interleave its groups accordingly.
-        return [groups[numbers].reshape(self.world_size, self.batch_size).T.reshape(-1) for numbers in dealt]
+        dealt = _deal(owner, self._count, self._per_batch, draw)
+        return [groups[numbers].reshape(-1) for numbers in dealt]
+
+    def share(self, processes: int) -> None:
+        """Divide every batch among processes, whole groups each.
+
+        Raises:
+            InputError: The groups of a batch do not divide.
+        """
+        _divides(self._per_batch, processes, "the classes of a batch are divided among processes", "batch_size, m")
+        super().share(processes)
 
     def _cut(self, members: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         short = -len(members) % self.m
@@ -173,21 +228,20 @@ class MPerClassSampler(EpochSampler):
         return np.concatenate([members, again]).reshape(-1, self.m)
 
 
-class UniqueIdBatchSampler(EpochSampler):
+class UniqueIdBatchSampler(Order):
     """Batches in which no id occurs twice, over all processes: another view of an item would be a false negative.
 
     Args:
         ids: Id of every item, such as the caption, the patient or the source file.
-        batch_size: Items in a batch of one process.
+        batch_size: Items in a batch of all processes together.
         seed: Seed of the orders.
         drop_last: Full batches only; some items then wait for a later epoch. Otherwise every item comes once an
-            epoch, in batches as even as possible and at most full; the shares of processes differ by one item at most.
-        rank: Number of this process; by default that of ``torch.distributed``.
-        world_size: Processes.
+            epoch, in batches as even as possible and at most full; the last items of one that does not divide among
+            processes are left out.
 
     Raises:
         InputError: There are no items, too few ids for one full batch, or with ``drop_last=False`` one id so frequent
-            that batches are too small for each process to have an item.
+            that batches are empty.
 
     Example:
         >>> sampler = UniqueIdBatchSampler(["a", "a", "b", "c"], 2)
@@ -202,38 +256,38 @@ class UniqueIdBatchSampler(EpochSampler):
         *,
         seed: int = 0,
         drop_last: bool = True,
-        rank: int | None = None,
-        world_size: int | None = None,
     ) -> None:
-        super().__init__(batch_size, seed=seed, rank=rank, world_size=world_size)
+        super().__init__(batch_size, seed=seed)
         self.drop_last = drop_last
         self._members = _members(ids)
         self._counts = np.array([len(each) for each in self._members])
         if drop_last:
-            self._batches = _most_batches(self._counts, self.global_batch)
+            self._count = _most_batches(self._counts, self.batch_size)
         else:
-            self._batches = max(-(-int(self._counts.sum()) // self.global_batch), int(self._counts.max()))
-        if self._batches == 0 or int(self._counts.sum()) // self._batches < self.world_size:
+            self._count = max(-(-int(self._counts.sum()) // self.batch_size), int(self._counts.max()))
+        if self._count == 0:
             raise InputError(
                 "there are too few ids to fill a batch",
                 where="ids",
                 why=f"{len(self._members)} different ids, the most frequent {self._counts.max()} times; batches of "
-                f"{self.global_batch}",
-                remedy="lower the batch size, or use drop_last=False on one process",
+                f"{self.batch_size}",
+                remedy="lower the batch size, or use drop_last=False",
             )
 
-    def __len__(self) -> int:
-        return self._batches
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self._count
 
     def plan(self, epoch: int) -> list[Int[np.ndarray, " b"]]:
-        """The global batches."""
+        """Batches in which no id occurs twice."""
         draw = self._generator(epoch)
         items, owner = np.concatenate(self._members), np.repeat(np.arange(len(self._counts)), self._counts)
-        dealt = _deal(owner, self._batches, self.global_batch if self.drop_last else None, draw)
+        dealt = _deal(owner, self._count, self.batch_size if self.drop_last else None, draw)
         return [items[numbers] for numbers in dealt]
 
 
-class TwoStreamSampler(EpochSampler):
+class TwoStreamSampler(Order):
     """Batches with labelled items first and unlabelled ones after them, for semi-supervised training.
 
     The stream that ``epoch_of`` names goes through once an epoch, without its last items where they fill no batch; the
@@ -242,12 +296,10 @@ class TwoStreamSampler(EpochSampler):
     Args:
         labelled: Indices of the labelled items.
         unlabelled: Indices of the unlabelled items.
-        batch_size: Items in a batch of one process.
+        batch_size: Items in a batch of all processes together.
         labelled_per_batch: Labelled ones among them.
         epoch_of: ``unlabelled``, ``labelled``, or ``longest``: whichever needs more batches.
         seed: Seed of the orders.
-        rank: Number of this process; by default that of ``torch.distributed``.
-        world_size: Processes.
 
     Raises:
         InputError: An empty stream, an index in both, a share of the batch that leaves one stream out, or fewer items
@@ -268,10 +320,8 @@ class TwoStreamSampler(EpochSampler):
         labelled_per_batch: int,
         epoch_of: Literal["unlabelled", "labelled", "longest"] = "unlabelled",
         seed: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
     ) -> None:
-        super().__init__(batch_size, seed=seed, rank=rank, world_size=world_size)
+        super().__init__(batch_size, seed=seed)
         self._streams = (np.asarray(labelled, dtype=np.int64), np.asarray(unlabelled, dtype=np.int64))
         self._shares = (labelled_per_batch, batch_size - labelled_per_batch)
         sizes = [len(each) for each in self._streams]
@@ -287,11 +337,11 @@ class TwoStreamSampler(EpochSampler):
                 where="labelled_per_batch",
                 why=f"{labelled_per_batch} of {batch_size} are labelled",
             )
-        full = [size // (share * self.world_size) for size, share in zip(sizes, self._shares, strict=True)]
+        full = [size // share for size, share in zip(sizes, self._shares, strict=True)]
         if epoch_of not in ("unlabelled", "labelled", "longest"):
             raise InputError("unknown epoch", where="epoch_of", why=f"got {epoch_of!r}")
-        self._batches = {"labelled": full[0], "unlabelled": full[1], "longest": max(full)}[epoch_of]
-        if self._batches == 0:
+        self._count = {"labelled": full[0], "unlabelled": full[1], "longest": max(full)}[epoch_of]
+        if self._count == 0:
             raise InputError(
                 "there are too few items for one batch",
                 where=epoch_of,
@@ -299,26 +349,39 @@ class TwoStreamSampler(EpochSampler):
                 remedy="lower the batch size",
             )
 
-    def __len__(self) -> int:
-        return self._batches
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return self._count
 
     def plan(self, epoch: int) -> list[Int[np.ndarray, " b"]]:
-        """The global batches: of each process's items, the labelled ones come first."""
+        """Batches, the labelled items first."""
         streams = [self._run(stream, epoch) for stream in (0, 1)]
-        batches = []
-        for index in range(self._batches):
-            parts = [
-                rows[index * share * self.world_size :][: share * self.world_size].reshape(share, self.world_size)
-                for rows, share in zip(streams, self._shares, strict=True)
-            ]
-            batches.append(np.concatenate(parts).reshape(-1))
-        return batches
+        return [
+            np.concatenate([rows[index * share :][:share] for rows, share in zip(streams, self._shares, strict=True)])
+            for index in range(self._count)
+        ]
+
+    def share(self, processes: int) -> None:
+        """Divide both parts of every batch among processes.
+
+        Raises:
+            InputError: One of them does not divide.
+        """
+        for size in self._shares:
+            _divides(size, processes, "both streams of a batch are divided among processes", "batch_size, --devices")
+        super().share(processes)
+
+    def part(self, batch: Int[np.ndarray, " b"], rank: int) -> Int[np.ndarray, " p"]:
+        """Labelled items of one process first, then its unlabelled ones."""
+        labelled = self._shares[0]
+        return np.concatenate([super(TwoStreamSampler, self).part(half, rank) for half in np.split(batch, [labelled])])
 
     def _run(self, stream: int, epoch: int) -> np.ndarray:
         """What a stream gives in an epoch: its rounds continue where the epoch before ended."""
-        items, share = self._streams[stream], self._shares[stream] * self.world_size
-        need = self._batches * share
-        if len(items) // share == self._batches:  # this stream is the one an epoch goes through once
+        items, share = self._streams[stream], self._shares[stream]
+        need = self._count * share
+        if len(items) // share == self._count:  # this stream is the one an epoch goes through once
             return self._generator(epoch, stream).permutation(items)[:need]
         first, start = divmod(epoch * need, len(items))
         last = (epoch * need + need - 1) // len(items)
@@ -371,13 +434,3 @@ def _deal(
     if per_batch is not None:
         row = row[np.sort(draw.choice(len(row), batches * per_batch, replace=False))]
     return [draw.permutation(row[start::batches]) for start in draw.permutation(batches)]
-
-
-def _processes() -> tuple[int, int]:
-    from contrastive_core.distributed import is_active, world_size
-
-    if not is_active():
-        return 0, 1
-    import torch.distributed as dist
-
-    return dist.get_rank(), world_size()

@@ -46,15 +46,15 @@ class TwoView(Generic[T]):
         self.transforms = (transform, *(others or (transform,)))
         self.seed = seed
 
-    def __call__(self, item: Any, *, index: int, epoch: int = 0) -> Views[T]:
-        """Views of one item; the draws depend on the seed, the item's index and the epoch alone.
+    def __call__(self, item: Any, *, index: int, draw: int = 0) -> Views[T]:
+        """Views of one item; the draws depend on the seed, the item's index and ``draw`` alone.
 
         Args:
             item: For instance an image.
             index: Its place in the data set.
-            epoch: Epoch of the training.
+            draw: Number of the draw, such as the batch of the run.
         """
-        words = np.random.SeedSequence([self.seed, epoch, index]).generate_state(len(self.transforms), np.uint32)
+        words = np.random.SeedSequence([self.seed, draw, index]).generate_state(len(self.transforms), np.uint32)
         seeds = tuple(int(word) for word in words)
         return Views(self.replay(item, seeds), seeds)
 
@@ -76,26 +76,27 @@ class TwoView(Generic[T]):
 class ViewDataset(Dataset[tuple[Any, ...]]):
     """A map-style data set whose items are views of the items of another.
 
+    In a loader of :func:`contrastive_core.training.batches` an item has other views whenever it comes again.
+
     Args:
         items: Data set, or sequence, of items.
         views: Makes the views.
 
-    Attributes:
-        epoch: Set it before each epoch, or the same views come again. Loader processes that outlive an epoch
-            (``persistent_workers``) do not see the change.
-
     Example:
         >>> data = ViewDataset([torch.zeros(1), torch.ones(1)], TwoView(lambda x: x + torch.rand(1)))
-        >>> len(data), len(data[1])
-        (2, 2)
+        >>> len(data), len(data[1]), bool(data.at(1, draw=0)[0] == data.at(1, draw=1)[0])
+        (2, 2, False)
     """
 
     def __init__(self, items: Any, views: TwoView[Any]) -> None:
         self.items, self.views = items, views
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        return self.views(self.items[index], index=index, epoch=self.epoch).views
+        return self.at(index, draw=0)
+
+    def at(self, index: int, *, draw: int) -> tuple[Any, ...]:
+        """Views of an item, drawn for one batch of the run."""
+        return self.views(self.items[index], index=index, draw=draw).views

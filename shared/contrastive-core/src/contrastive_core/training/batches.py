@@ -1,112 +1,109 @@
-"""Batches whose order depends on the seed and the step alone, so that a run can be taken up anywhere."""
+"""Loaders whose batches depend on the seed and their number alone, so that a run can be taken up anywhere."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
+import lightning as L
 import torch
-import torch.distributed as dist
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from contrastive_core.errors import InputError
-
-
-def seeded_generator(seed: int, *stream: int) -> torch.Generator:
-    """A torch generator for one place of a run: the same seed and numbers give the same draws.
-
-    Args:
-        seed: Seed of the run.
-        stream: What the draws are for, such as step and rank.
-    """
-    word = np.random.SeedSequence([seed, *stream]).generate_state(2, dtype=np.uint32)
-    return torch.Generator().manual_seed(int(word[0]) << 31 ^ int(word[1]))
+from contrastive_core.data.samplers import Order, ShuffledBatches, seeded_generator
 
 
-class BatchOrder:
-    """Index lists of the batches of all epochs, each epoch in an order of its own.
+@runtime_checkable
+class Drawing(Protocol):
+    """A data set whose items are drawn anew for every batch, such as :class:`contrastive_core.data.ViewDataset`."""
 
-    With several processes a batch is the batch of all of them, and each takes its part: the same rows as one process
-    would see. Of a last batch that does not divide, fewer rows than there are processes are left out.
-
-    Args:
-        count: Items in the data set.
-        batch_size: Items in a batch.
-        seed: Seed of the orders.
-        drop_last: Leave out a last batch that is not full.
-    """
-
-    def __init__(self, count: int, batch_size: int, *, seed: int, drop_last: bool) -> None:
-        self.count, self.batch_size, self.seed, self.drop_last = count, batch_size, seed, drop_last
-        self.processes = 1
-        self._epoch, self._order = -1, list[int]()
-        self.first, self.last = 0, self.per_epoch
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches in one epoch."""
-        full, rest = divmod(self.count, self.batch_size)
-        return full + (rest >= self.processes and not self.drop_last)
-
-    def share(self, processes: int) -> None:
-        """Divide every batch among processes.
-
-        Raises:
-            InputError: The batch does not divide.
-        """
-        if self.batch_size % processes:
-            raise InputError(
-                "a batch is divided among the processes",
-                where="--batch-size, --devices",
-                why=f"{self.batch_size} items do not divide into {processes}",
-                remedy=f"use a multiple of {processes}",
-            )
-        self.processes = processes
-
-    def __len__(self) -> int:
-        return self.last
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(self.first, self.last):
-            yield self.items(batch)
-
-    def items(self, batch: int) -> list[int]:
-        """What this process sees in the batch of that number, counted from the start of the run."""
-        epoch, place = divmod(batch, self.per_epoch)
-        if epoch != self._epoch:
-            self._order = torch.randperm(self.count, generator=seeded_generator(self.seed, epoch)).tolist()
-            self._epoch = epoch
-        whole = self._order[place * self.batch_size : (place + 1) * self.batch_size]
-        part = len(whole) // self.processes
-        rank = dist.get_rank() if self.processes > 1 and dist.is_initialized() else 0
-        return whole[rank * part : (rank + 1) * part]
+    def at(self, index: int, *, draw: int) -> Any:
+        """The item, with the draws of one batch of the run."""
 
 
-def batches(dataset: Any, batch_size: int, *, seed: int, drop_last: bool = True, workers: int = 0) -> DataLoader[Any]:
+def batches(
+    dataset: Any,
+    batch_size: int | None = None,
+    *,
+    seed: int = 0,
+    drop_last: bool = True,
+    order: Order | None = None,
+    workers: int = 0,
+) -> DataLoader[Any]:
     """A loader that :func:`fit` can start at any step.
 
     Args:
-        dataset: A map-style data set.
+        dataset: A map-style data set. One with a method ``at(index, *, draw)`` is told the number of the batch.
         batch_size: Items in a batch, of all processes together, capped at the size of the data set.
         seed: Seed of the order.
         drop_last: Leave out a last batch that is not full.
+        order: An order with rules instead of shuffling, such as :class:`contrastive_core.data.MPerClassSampler`.
         workers: Loader processes.
 
     Raises:
         InputError: The data set is empty, or the batch size is not positive.
+        ValueError: Both a batch size and an order are given, or neither.
     """
-    if len(dataset) == 0:
-        raise InputError("there is nothing to train on", why="the data set is empty")
-    if batch_size < 1:
-        raise InputError("a batch holds at least one item", where="--batch-size", why=f"got {batch_size}")
-    order = BatchOrder(len(dataset), min(batch_size, len(dataset)), seed=seed, drop_last=drop_last)
+    if (batch_size is None) == (order is None):
+        raise ValueError("batches() takes either a batch size or an order")
+    if order is None:
+        order = ShuffledBatches(len(dataset), int(batch_size or 0), seed=seed, drop_last=drop_last)
+    if isinstance(dataset, Drawing):
+        dataset, sampler = _Drawn(dataset), _Numbered(order)
+    else:
+        sampler = order  # type: ignore[assignment]
     if isinstance(dataset, TensorDataset):  # a whole batch is one indexing operation
-        return DataLoader(dataset, sampler=order, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
-    return DataLoader(dataset, batch_sampler=order, num_workers=workers)  # type: ignore[arg-type]
+        loader = DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    else:
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)  # type: ignore[arg-type]
+    return loader
 
 
-def order_of(loader: DataLoader[Any]) -> BatchOrder:
+class _Numbered:
+    """An order whose items carry the number of their batch."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number, items in self.order.numbered():
+            yield [(index, number) for index in items]
+
+
+class _Drawn(Dataset[Any]):
+    def __init__(self, dataset: Drawing) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        index, draw = key
+        return self.dataset.at(index, draw=draw)
+
+
+def order_of(loader: DataLoader[Any]) -> Order:
     """The order behind a loader made by :func:`batches`."""
     for candidate in (loader.batch_sampler, loader.sampler):
-        if isinstance(candidate, BatchOrder):
-            return candidate
+        order = getattr(candidate, "order", candidate)
+        if isinstance(order, Order):
+            return order
     raise TypeError("fit() takes loaders made by contrastive_core.training.batches()")
+
+
+def step_generator(system: L.LightningModule, index: int, *stream: int) -> torch.Generator:
+    """A generator for the draws of one training step: of the run's seed, the step, the micro-batch and the process.
+
+    A resumed run draws what an uninterrupted one draws; micro-batches of an accumulated step, and processes, draw
+    differently.
+
+    Args:
+        system: The system, in :func:`fit`.
+        index: Index of the batch, as ``training_step`` is given it.
+        stream: What the draws are for, where a step needs several generators.
+    """
+    trainer = system.trainer
+    micro = index % trainer.accumulate_grad_batches
+    # fit() has put the seed there.
+    seed: int = trainer.seed  # type: ignore[attr-defined]
+    return seeded_generator(seed, system.global_step, micro, system.global_rank, *stream)
+
+
+__all__ = ["Drawing", "batches", "order_of", "seeded_generator", "step_generator"]

@@ -1,26 +1,24 @@
-"""What happens around the steps of a run: checkpoints, random states, the guard against NaN, the log."""
+"""What happens around the steps of a run: checkpoints, random states, the guard against NaN, the end by a signal."""
 
-import csv
 import random
+import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+import time
+from types import FrameType
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
+from contrastive_core.data.samplers import Order
 from contrastive_core.distributed import is_active
 from contrastive_core.errors import InputError
-from contrastive_core.files import atomic_write, writing
-from contrastive_core.training.batches import BatchOrder
-from contrastive_core.training.run_folder import RunFolder, is_follower
+from contrastive_core.files import atomic_write
+from contrastive_core.training.run_folder import RunFolder
 
 
 class TrainingDivergedError(InputError):
@@ -30,7 +28,7 @@ class TrainingDivergedError(InputError):
 class NanGuard(L.Callback):
     """Stop at the first loss that is not finite, before it reaches the weights."""
 
-    def __init__(self, run: RunFolder, order: BatchOrder) -> None:
+    def __init__(self, run: RunFolder | None, order: Order) -> None:
         self.run, self.order = run, order
         self._batch = order.first - 1
 
@@ -42,16 +40,20 @@ class NanGuard(L.Callback):
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Look at the loss."""
-        if not torch.isfinite(loss):
+        if torch.isfinite(loss):
+            return
+        kept = ""
+        if self.run is not None:
             checkpoint = self.run.checkpoint("last")
-            kept = f"{checkpoint.parent.name}/{checkpoint.name}" if checkpoint.is_file() else "none yet"
-            raise TrainingDivergedError(
-                f"training diverged: the loss is {float(loss.detach())} at step {trainer.global_step}",
-                where=self.run.path,
-                why=f"the batch holds items {_listed(self.order.items(self._batch))} of the training data, counted "
-                f"from 0; the last good checkpoint is {kept}",
-                remedy="lower the learning rate, clip gradients (--clip-norm 1), or check the data for extreme values",
-            )
+            name = f"{checkpoint.parent.name}/{checkpoint.name}" if checkpoint.is_file() else "none yet"
+            kept = f"; the last good checkpoint is {name}"
+        raise TrainingDivergedError(
+            f"training diverged: the loss is {float(loss.detach())} at step {trainer.global_step + 1}",
+            where=None if self.run is None else self.run.path,
+            why=f"the batch holds items {_listed(self.order.items(self._batch))} of the training data, counted "
+            f"from 0{kept}",
+            remedy="lower the learning rate, clip gradients (--clip-norm 1), or check the data for extreme values",
+        )
 
 
 def _listed(items: list[int], most: int = 32) -> str:
@@ -60,46 +62,40 @@ def _listed(items: list[int], most: int = 32) -> str:
 
 
 class Checkpoints(L.Callback):
-    """Write ``last.ckpt`` every few steps and ``best.ckpt`` when the monitored metric improves.
+    """Keep the weights: ``last.ckpt`` every few steps, ``best.ckpt`` when the monitored metric improves.
 
-    The random states travel with a checkpoint and are put back before the first batch of a resumed run, so that it
-    draws what the uninterrupted run would have drawn.
+    The checkpoint of a step is written when the next one begins, after its row in metrics.csv, its validation and
+    whatever the system does at its end; so a run that was killed anywhere finds nothing missing. The random states
+    travel with it and are put back before the first batch of a resumed run, which draws what the uninterrupted run
+    would have drawn.
+
+    Args:
+        run: Where checkpoints go; without a run only the best weights are kept, in memory.
+        every: Steps between checkpoints.
+        monitor: Validation metric, lower is better.
     """
 
-    def __init__(self, run: RunFolder, every: int, monitor: str) -> None:
+    def __init__(self, run: RunFolder | None, every: int, monitor: str) -> None:
         self.run, self.every, self.monitor = run, every, monitor
         self.best: float | None = None
+        self.best_weights: dict[str, Tensor] | None = None
+        self.ended = False
         self._pending: list[dict[str, Any]] | None = None
         self._saved = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The step a run begins with needs no checkpoint."""
+        self._saved = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Put the random states of the checkpoint back."""
+        """Put the random states of a checkpoint back; write the checkpoint of the step before where one is due."""
         if self._pending is not None:
             self._restore(trainer, self._pending)
             self._pending = None
-
-    @contextmanager
-    def watching(self, trainer: L.Trainer, system: L.LightningModule) -> Iterator[None]:
-        """Write a checkpoint after every batch at which one is due.
-
-        After the system's own ``on_train_batch_end``, which may move a teacher; the hook of a callback comes before it.
-        """
-        ended = system.on_train_batch_end
-
-        def hook(outputs: Any, batch: Any, batch_idx: int) -> None:
-            ended(outputs, batch, batch_idx)
-            step = trainer.global_step
-            if step % self.every == 0 and step != self._saved:
-                self.save(trainer, "last")
-                self._saved = step
-
-        system.on_train_batch_end = hook  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            del system.on_train_batch_end
+        if trainer.global_step % self.every == 0:
+            self.save_last(trainer)
 
     def _restore(self, trainer: L.Trainer, states: list[dict[str, Any]]) -> None:
         if len(states) != trainer.world_size:
@@ -119,28 +115,40 @@ class Checkpoints(L.Callback):
         value = float(trainer.strategy.broadcast(float(score)))
         if self.best is None or value < self.best:
             self.best = value
-            self.save(trainer, "best")
+            if self.run is None:
+                self.best_weights = {name: entry.detach().clone() for name, entry in pl_module.state_dict().items()}
+            else:
+                self._save(trainer, "best")
 
-    def save_final(self, trainer: L.Trainer) -> None:
-        """Write the last checkpoint unless the last step has one."""
-        if self._saved != trainer.global_step:
-            self.save(trainer, "last")
+    def save_last(self, trainer: L.Trainer) -> None:
+        """Write ``last.ckpt`` unless this step has it."""
+        if self.run is not None and self._saved != trainer.global_step:
+            self._save(trainer, "last")
+            self._saved = trainer.global_step
 
-    def save(self, trainer: L.Trainer, name: str) -> None:
+    def save_end(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint of a run that has ended; of one that stopped early, also that it is not to go on."""
+        if trainer.global_step < trainer.max_steps:
+            self.ended, self._saved = True, -1
+        self.save_last(trainer)
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
         """Write one checkpoint; an old one of the name stays whole until the new one is."""
-        assert trainer.lightning_module is not None
-        for parameter_name, parameter in trainer.lightning_module.named_parameters():
+        run, module = self.run, trainer.lightning_module
+        if run is None or module is None:
+            return
+        for parameter_name, parameter in module.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise TrainingDivergedError(
                     f"training diverged: {parameter_name} is not finite at step {trainer.global_step}",
-                    where=self.run.path,
+                    where=run.path,
                     remedy="lower the learning rate, or clip gradients (--clip-norm 1)",
                 )
         if trainer.is_global_zero:
-            with atomic_write(self.run.checkpoint(name)) as temporary:
+            with atomic_write(run.checkpoint(name)) as temporary:
                 trainer.save_checkpoint(temporary)
         else:  # takes part in collecting the states, writes nothing
-            trainer.save_checkpoint(self.run.checkpoint(name))
+            trainer.save_checkpoint(run.checkpoint(name))
 
     def state_dict(self) -> dict[str, Any]:
         """Best score, and the random states of all processes."""
@@ -148,7 +156,7 @@ class Checkpoints(L.Callback):
         if is_active():
             states *= dist.get_world_size()
             dist.all_gather_object(states, _random_state())
-        return {"best": self.best, "random": states}
+        return {"best": self.best, "random": states, "ended": self.ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the random states until the first batch."""
@@ -156,86 +164,110 @@ class Checkpoints(L.Callback):
         self._pending = state_dict["random"]
 
 
-class PlainProgress(L.Callback):
-    """A line of progress now and then, where there is no terminal for a bar."""
+class StopBySignal(L.Callback):
+    """End a run between two steps when it is interrupted or terminated, with a checkpoint of the last step.
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    A second signal ends it at once. Processes of one run stop at the same step.
+
+    Args:
+        checkpoints: Writes the checkpoint.
+
+    Attributes:
+        signal: The signal that came, if one did.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self.signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen, after Lightning has set up handlers of its own."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._handlers[number] = signal.signal(number, self._remember)
+            except ValueError:  # not the main thread, which alone hears signals
+                return
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        self.signal = number
+        self.release()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """End here if a signal came."""
+        came = self.signal or 0
+        if is_active():
+            flag = torch.tensor(came, device=pl_module.device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            came = int(flag)
+        if came:
+            self.signal = came
+            self.checkpoints.save_last(trainer)
+            raise Stopped(came, trainer.global_step)
+
+    def release(self) -> None:
+        """Put the earlier handlers back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+
+class Stopped(BaseException):  # noqa: N818 - as KeyboardInterrupt, it is no error
+    """A run was ended by a signal.
+
+    Args:
+        signal: Number of the signal.
+        step: Steps done.
+    """
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(signal, step)
+        self.signal, self.step = signal, step
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar without its count of epochs: a run is one long epoch."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"
+
+
+class PlainProgress(L.Callback):
+    """A line of progress now and then, where there is no terminal for a bar.
+
+    Args:
+        total: Steps of the run.
+        seconds: Longest silence.
+    """
+
+    def __init__(self, total: int, seconds: float = 15.0) -> None:
+        self.total, self.seconds = total, seconds
         self.every = max(1, total // 10)
-        self._printed = -1
+        self._printed, self._last = -1, 0.0
+        self._start, self._first = 0.0, 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._start = self._last = time.perf_counter()
+        self._first = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Print every tenth of the run."""
-        step = trainer.global_step
-        if not trainer.is_global_zero:
+        """Print every tenth of the run, and when nothing was printed for a while."""
+        step, now = trainer.global_step, time.perf_counter()
+        due = step % self.every == 0 or step == self.total or now - self._last >= self.seconds
+        if not trainer.is_global_zero or not due or step == self._printed:
             return
-        if (step % self.every == 0 or step == self.total) and step != self._printed:
-            self._printed = step
-            loss = trainer.callback_metrics.get("loss")
-            tail = "" if loss is None else f"  loss {float(loss):.4f}"
-            print(f"step {step}/{self.total}{tail}", file=sys.stderr, flush=True)
-
-
-class MetricsCSV(Logger):
-    """``metrics.csv``: one row a logging step, every metric a column.
-
-    Args:
-        path: The file.
-        resume_at: Step a resumed run continues from; later rows of the interrupted run are dropped.
-    """
-
-    def __init__(self, path: Path, resume_at: int | None) -> None:
-        super().__init__()
-        self._path = path
-        self._columns: list[str] = ["step"]
-        self._rows: dict[int, dict[str, Any]] = {}
-        if resume_at is not None and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                self._columns = list(reader.fieldnames or ["step"])
-                for row in reader:
-                    # A kill can leave half a line at the end.
-                    if row["step"] and row["step"].isdigit() and int(row["step"]) < resume_at:
-                        self._rows[int(row["step"])] = row
-        if not is_follower():
-            self._write()
-
-    @property
-    def name(self) -> str:
-        """Name shown by Lightning."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """One per run folder."""
-        return ""
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Settings are in config.yaml."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add one row, or more columns to the last."""
-        at = int(step or 0)
-        values = {name: f"{value:.8g}" for name, value in metrics.items() if name != "epoch"}
-        new = [name for name in values if name not in self._columns]
-        self._columns += new
-        known = at in self._rows
-        row = self._rows.setdefault(at, {"step": at})
-        row.update(values)
-        if new or known:
-            self._write()
-        else:
-            with writing(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns, restval="").writerow(row)
-
-    def _write(self) -> None:
-        with atomic_write(self._path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(self._rows.values())
+        self._printed, self._last = step, now
+        loss = trainer.callback_metrics.get("loss")
+        left = (now - self._start) / max(step - self._first, 1) * (self.total - step)
+        parts = [f"step {step}/{self.total}"]
+        parts += [] if loss is None else [f"loss {float(loss):.4f}"]
+        parts += [f"{int(left) // 60}:{int(left) % 60:02d} left"] if step < self.total else []
+        print("  ".join(parts), file=sys.stderr, flush=True)
 
 
 def _random_state() -> dict[str, Any]:

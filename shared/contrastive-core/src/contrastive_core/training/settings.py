@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from contrastive_core.errors import InputError
+from contrastive_core.errors import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +48,14 @@ class TrainSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "devices", "accumulate", "log_every", "checkpoint_every", "validate_every")
-        for name in positive:
-            if getattr(self, name) < 1:
-                _refuse(name, getattr(self, name), "at least 1")
-        if self.steps is not None and self.steps < 1:
-            _refuse("steps", self.steps, "at least 1")
-        for name in ("seed", "clip_norm", "patience", "threads"):
-            if getattr(self, name) < 0:
-                _refuse(name, getattr(self, name), "at least 0")
+        for name in ("epochs", "devices", "accumulate", "log_every", "checkpoint_every", "validate_every"):
+            _check(name, getattr(self, name), 1, 10**9)
+        if self.steps is not None:
+            _check("steps", self.steps, 1, 10**12)
+        _check("seed", self.seed, 0, 2**32 - 1)
+        _check("patience", self.patience, 0, 10**9)
+        _check("threads", self.threads, 0, 4096)
+        require(0 <= self.clip_norm < float("inf"), "--clip-norm", self.clip_norm, "a number that is not negative")
 
     def total_steps(self, batches_per_epoch: int) -> int:
         """Optimiser steps of the whole run.
@@ -69,6 +68,5 @@ class TrainSettings:
         return max(1, self.epochs * batches_per_epoch // self.accumulate)
 
 
-def _refuse(name: str, value: object, wanted: str) -> None:
-    option = "--" + name.replace("_", "-")
-    raise InputError("a training option is out of range", where=option, why=f"got {value}", remedy=f"use {wanted}")
+def _check(name: str, value: int, low: int, high: int) -> None:
+    require(low <= value <= high, "--" + name.replace("_", "-"), value, f"a whole number from {low} to {high}")
