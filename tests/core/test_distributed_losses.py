@@ -132,6 +132,25 @@ L.nt_xent(whole(x), whole(y)).backward()
 parallel = torch.nn.parallel.DistributedDataParallel(fresh())
 GradCache(parallel, lambda a, b: L.nt_xent(a, b, gather=True), chunk=2).backward(x[mine], y[mine])
 report["cached"] = float((parallel.module.weight.grad - whole.weight.grad).abs().max())
+# A gradient penalty: every process gets the gradient of the sum of all penalties, of all its own rows.
+for name in ("info_nce", "clip_loss", "nt_xent", "sup_con out", "siglip", "vicreg", "info_nce ring"):
+    def penalty(part, gather):
+        rows = x[part, :4].clone().requires_grad_()
+        batch = Batch(part, start, torch.tensor(0.3, dtype=torch.double), prototypes, gather)
+        batch.a, batch.b = rows, batch.b.detach()
+        (first,) = torch.autograd.grad(LOSSES[name](batch), rows, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum() * (1 if gather else world**2), rows)
+        return second
+    if name == "info_nce ring":
+        try:
+            report["ring"] = float(penalty(mine, True).sum()) if world > 1 else "no second derivatives"
+        except RuntimeError as error:
+            report["ring"] = str(error)
+        continue
+    found = [torch.zeros_like(x[:, :4]), penalty(slice(None), False)]
+    found[0][mine] = penalty(mine, True)
+    dist.all_reduce(found[0])
+    report["second " + name] = float((found[0] - found[1]).abs().max() / found[1].abs().max())
 if rank == 0:
     print(json.dumps(report))
 dist.destroy_process_group()
@@ -158,6 +177,10 @@ def run(tmp_path, world):
 def test_averaged_gradients_equal_one_process(tmp_path, world):
     report = run(tmp_path, world)
     assert report.pop("cached") < 1e-10
+    assert "no second derivatives" in report.pop("ring")
+    second = {name: report.pop(name) for name in list(report) if name.startswith("second")}
+    assert len(second) == 6
+    assert max(second.values()) < 1e-9, second
     assert len(report) == 43
     for name, found in report.items():
         assert found["size"] > 1e-4, name  # a gradient of zero would equal anything

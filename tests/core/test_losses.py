@@ -162,6 +162,27 @@ def test_duplicates_are_negatives_unless_ids_say_otherwise():
     assert nt_xent(a, a, ids=ids) < nt_xent(a, a)
 
 
+@pytest.mark.parametrize("tile", [None, 2])
+def test_queue_entries_of_the_same_id_are_no_negatives(tile):
+    a, b, queue = rows(6, 4), rows(6, 4, seed=1), rows(5, 4, seed=2).detach()
+    ids, queue_ids = torch.tensor([0, 1, 2, 2, 4, 5]), torch.tensor([4, 4, 9, 2, 0])
+    z, k, u = F.normalize(a), F.normalize(b), F.normalize(queue)
+    same = (ids[:, None] == ids) & ~torch.eye(6, dtype=torch.bool)
+    s = torch.cat([(z @ k.T).masked_fill(same, LOW), (z @ u.T).masked_fill(ids[:, None] == queue_ids, LOW)], 1) / 0.2
+    reference = F.cross_entropy(s, torch.arange(6))
+    ours = info_nce(a, b, temperature=0.2, ids=ids, queue=queue, queue_ids=queue_ids, tile=tile)
+    torch.testing.assert_close(ours, reference)
+    for g, r in zip(torch.autograd.grad(ours, (a, b)), torch.autograd.grad(reference, (a, b)), strict=True):
+        torch.testing.assert_close(g, r)
+
+
+def test_a_query_without_any_negative_costs_nothing_and_has_no_gradient():
+    a, b, queue = rows(1, 4), rows(1, 4, seed=1), rows(3, 4, seed=2).detach()
+    loss = info_nce(a, b, ids=torch.tensor([7]), queue=queue, queue_ids=torch.tensor([7, 7, 7]))
+    assert float(loss.detach()) == 0
+    assert torch.equal(torch.autograd.grad(loss, a)[0], torch.zeros_like(a))
+
+
 def test_bf16_tiles_stay_close():
     a, b = rows(300, 64, dtype=torch.float32), rows(300, 64, seed=1, dtype=torch.float32)
     exact, coarse = (nt_xent(a, b, temperature=0.1, precision=precision) for precision in ("exact", "bf16"))
@@ -218,10 +239,17 @@ def test_modules_equal_functions_and_the_scale_is_kept_below_100():
         lambda: nt_xent(torch.ones(2, 3), torch.ones(2, 3), temperature=0.0),
         lambda: sup_con(torch.ones(2, 3), torch.ones(3)),
         lambda: info_nce(torch.ones(2, 3), torch.ones(2, 3), symmetric=True, queue=torch.ones(2, 3)),
+        lambda: info_nce(torch.ones(2, 3), torch.ones(2, 3), queue=torch.ones(2, 4)),
+        lambda: info_nce(torch.ones(2, 3), torch.ones(2, 3), queue=torch.ones(2, 3), queue_ids=torch.zeros(2).long()),
+        lambda: info_nce(torch.ones(2, 3), torch.ones(2, 3), ids=torch.arange(2), queue_ids=torch.arange(2)),
+        lambda: clip_loss(torch.ones(2, 3), torch.ones(2, 3), logit_scale=0.0),
+        lambda: clip_loss(torch.ones(2, 3), torch.ones(2, 3), logit_scale=torch.tensor(-1.0)),
+        lambda: info_nce(torch.ones(2, 3), torch.ones(2, 3), temperature=math.nan),
+        lambda: nt_xent(torch.ones(2, 3), torch.ones(2, 3), temperature=torch.tensor([0.1, 0.2])),
     ],
 )
 def test_wrong_arguments_are_refused(call):
-    with pytest.raises(ValueError, match=r"expected|empty|temperature|queue"):
+    with pytest.raises(ValueError, match=r"expected|empty|temperature|queue|scale"):
         call()
 
 

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def is_active() -> bool:
@@ -28,9 +27,9 @@ def sizes(count: int, device: torch.device) -> list[int]:
     """Rows on every process, in rank order."""
     if not is_active():
         return [count]
-    mine = torch.tensor([count], device=device)
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, mine)
+    own = torch.tensor([count], device=device)
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, own)
     return [int(entry) for entry in everyone]
 
 
@@ -138,14 +137,21 @@ class _Gather(torch.autograd.Function):
         return _all_gather(x, counts)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        counts = ctx.counts
-        longest, mine = max(counts), counts[dist.get_rank()]
+        return _ReduceScatter.apply(grad, ctx.counts), None
+
+
+class _ReduceScatter(torch.autograd.Function):
+    """Sum over processes of the rows that belong to this one; the gradient of gathering, and gathered itself."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        longest, count = max(counts), counts[dist.get_rank()]
         if dist.get_backend() == "gloo":  # has no reduce-scatter
-            grad = grad.contiguous()
-            dist.all_reduce(grad)
-            return grad[rank_slice(counts)], None
+            total = grad.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(total)
+            return total[rank_slice(counts)].clone()
         blocks = []
         for block in grad.split(counts):
             padded = grad.new_zeros((longest, *grad.shape[1:]))
@@ -153,19 +159,20 @@ class _Gather(torch.autograd.Function):
             blocks.append(padded)
         out = torch.empty_like(blocks[0])
         dist.reduce_scatter(out, blocks)
-        return out[:mine], None
+        return out[:count].clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Gather.apply(grad, ctx.counts), None
 
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
+        total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        return _AllReduce.apply(grad)

@@ -1,13 +1,12 @@
 """A student that follows a teacher: on class logits, or on similarities with other rows."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from contrastive_core.losses.products import similarities, transposed_weighted_sum, weighted_sum
+from contrastive_core.losses.products import TILE, similarities, transposed_weighted_sum, weighted_sum
 from contrastive_core.losses.rows import (
     Reduction,
     Temperature,
@@ -20,7 +19,7 @@ from contrastive_core.losses.rows import (
     normalise,
     reduce,
 )
-from contrastive_core.losses.similarity import TILE, pair_logsumexp, self_logsumexp
+from contrastive_core.losses.similarity import is_transformed, pair_logsumexp, self_logsumexp, without_autocast
 
 
 def distillation(
@@ -54,7 +53,7 @@ def distillation(
     with torch.autocast(student.device.type, enabled=False):
         log_q = (full_precision(student) * scale).log_softmax(1)
         log_p = (full_precision(teacher.detach()) * scale).log_softmax(1)
-        divergence = (log_p.exp() * (log_p - log_q)).sum(1) / scale.square()
+        divergence = (log_p.exp() * (log_p - log_q)).sum(1) / scale**2
     return reduce(divergence, reduction, local_sizes(student, gather))
 
 
@@ -101,7 +100,7 @@ def relational_distillation(
         raise ValueError(f"expected [n d] and [n e], got {tuple(student.shape)} and {tuple(teacher.shape)}")
     if (student_anchors is None) != (teacher_anchors is None):
         raise ValueError("anchors are given for both the student and the teacher, or for neither")
-    scales = [inverse_temperature(t, student) for t in (student_temperature, teacher_temperature)]
+    scales = [inverse_temperature(each, student) for each in (student_temperature, teacher_temperature)]
     s, t = normalise(student), normalise(teacher.detach()).to(full_precision(student).dtype)
     counts = local_sizes(s, gather)
     if student_anchors is not None and teacher_anchors is not None:
@@ -121,67 +120,64 @@ def relational_distillation(
             t_lse, _ = pair_logsumexp(t, t_keys, scales[1], query_ids=own, key_ids=everyone)
         else:
             s_lse, t_lse = self_logsumexp(s, scales[0]), self_logsumexp(t, scales[1])
-    with torch.autocast(s.device.type, enabled=False):
-        q_part, p_part = _Expectation.apply(s, s_keys, t, t_keys, scales[1], t_lse, own, everyone)
-    divergence = p_part - t_lse - q_part * scales[0] + s_lse
+    with without_autocast(s):
+        ids = None if own is None or everyone is None else (own, everyone)
+        average = _Teacher(t, t_keys, scales[1], t_lse, ids).average(torch.cat([s_keys, t_keys], 1))
+        student_mean, teacher_mean = average.split([s.shape[1], t.shape[1]], 1)
+        # The cross-entropy with the student less the entropy of the teacher.
+        cross = s_lse - (s * student_mean).sum(1) * scales[0]
+        entropy = t_lse - (t * teacher_mean).sum(1) * scales[1]
+        divergence = cross - entropy
     return reduce(divergence, reduction, counts)
 
 
-class _Expectation(torch.autograd.Function):
-    """``sum_j p_ij s_i . s_j`` and ``sum_j p_ij t_i . t_j / T_t`` under the teacher's softmax ``p``.
+class _Average(torch.autograd.Function):
+    """``P @ rows``, or ``P.T @ rows``, with the teacher's softmax ``P`` of one tile at a time.
 
-    Only ``s`` has a gradient.
+    Linear in the rows and constant otherwise, so that its gradient is the transposed average, to any order.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        student_keys: Tensor,
-        teacher: Tensor,
-        teacher_keys: Tensor,
-        scale: Tensor,
-        lse: Tensor,
-        own: Tensor | None,
-        everyone: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        mean, logits = torch.zeros_like(student), torch.zeros_like(lse)
-        for a in range(0, len(student), TILE):
-            for b in range(0, len(student_keys), TILE):
-                z, p = _softmax_tile(teacher, teacher_keys, scale, lse, own, everyone, a, b)
-                mean[a : a + TILE] += weighted_sum(p, student_keys[b : b + TILE])
-                logits[a : a + TILE] += z.mul_(p).sum(1)
-        ctx.save_for_backward(student, student_keys, teacher, teacher_keys, scale, lse, own, everyone, mean)
-        ctx.mark_non_differentiable(logits)
-        return (student * mean).sum(1), logits
+    def forward(ctx: Any, rows: Tensor, teacher: "_Teacher", transposed: bool) -> Tensor:
+        ctx.teacher, ctx.transposed = teacher, transposed
+        out = rows.new_zeros(len(teacher.keys if transposed else teacher.rows), rows.shape[1])
+        with without_autocast(rows):
+            for a in range(0, len(teacher.rows), TILE):
+                for b in range(0, len(teacher.keys), TILE):
+                    p = teacher.softmax(a, b)
+                    if transposed:
+                        out[b : b + TILE] += transposed_weighted_sum(p, rows[a : a + TILE])
+                    else:
+                        out[a : a + TILE] += weighted_sum(p, rows[b : b + TILE])
+        return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        student, student_keys, teacher, teacher_keys, scale, lse, own, everyone, mean = ctx.saved_tensors
-        weighted = student * grad[:, None]
-        grad_keys = torch.zeros_like(student_keys)
-        with torch.autocast(student.device.type, enabled=False):
-            for a in range(0, len(student), TILE):
-                for b in range(0, len(student_keys), TILE):
-                    _, p = _softmax_tile(teacher, teacher_keys, scale, lse, own, everyone, a, b)
-                    grad_keys[b : b + TILE] += transposed_weighted_sum(p, weighted[a : a + TILE])
-        return mean * grad[:, None], grad_keys, None, None, None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Average.apply(grad, ctx.teacher, not ctx.transposed), None, None
 
 
-def _softmax_tile(
-    x: Tensor,
-    keys: Tensor,
-    scale: Tensor,
-    lse: Tensor,
-    own: Tensor | None,
-    everyone: Tensor | None,
-    a: int,
-    b: int,
-) -> tuple[Tensor, Tensor]:
-    """Logits and probabilities of one tile; zero at the pair of a row with itself."""
-    z = similarities(x[a : a + TILE] * scale, keys[b : b + TILE])
-    p = (z - lse[a : a + TILE, None]).exp_()
-    if own is not None and everyone is not None:
-        p.masked_fill_(own[a : a + TILE, None] == everyone[None, b : b + TILE], 0.0)
-    return z, p
+class _Teacher(NamedTuple):
+    """The teacher's softmax over similarities, without gradient."""
+
+    rows: Tensor
+    keys: Tensor
+    scale: float | Tensor
+    lse: Tensor
+    ids: tuple[Tensor, Tensor] | None
+
+    def softmax(self, a: int = 0, b: int = 0, tile: int = TILE) -> Tensor:
+        """Probabilities of one tile; zero at the pair of a row with itself."""
+        z = similarities(self.rows[a : a + tile] * self.scale, self.keys[b : b + tile])
+        p = (z - self.lse[a : a + tile, None]).exp()
+        if self.ids is None:
+            return p
+        return p.masked_fill(self.ids[0][a : a + tile, None] == self.ids[1][None, b : b + tile], 0.0)
+
+    def average(self, rows: Tensor) -> Tensor:
+        """``P @ rows``."""
+        compiled = torch.compiler.is_compiling()
+        size = len(self.rows) * len(self.keys)
+        if is_transformed(rows) or (compiled and size <= TILE * TILE):
+            return self.softmax(tile=max(len(self.rows), len(self.keys))) @ rows
+        run = torch.compiler.disable(_Average.apply) if compiled else _Average.apply
+        return run(rows, self, False)

@@ -188,7 +188,7 @@ class _Views:
 
     rows: Tensor
     keys: Tensor
-    scale: Tensor
+    scale: float | Tensor
     ids: Tensor
     key_ids: Tensor
     counts: list[int]
@@ -219,7 +219,7 @@ class _Views:
         a, b = self.rows.chunk(2)
         return ((a * b).sum(1) * self.scale).repeat(2)
 
-    def negatives(self, scale: Tensor) -> Tensor:
+    def negatives(self, scale: float | Tensor) -> Tensor:
         """Log-sum-exp over the views of other items."""
         if self.gather:
             return pair_logsumexp(

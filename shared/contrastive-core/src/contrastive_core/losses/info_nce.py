@@ -3,7 +3,6 @@
 Embeddings are normalised inside; with rows ``q`` and ``k`` of unit norm, ``s_ij = q_i . k_j / temperature``.
 """
 
-import dataclasses
 import math
 
 import torch
@@ -15,15 +14,17 @@ from contrastive_core.losses.rows import (
     Gather,
     Reduction,
     Temperature,
+    against_negatives,
     check_pair,
+    either,
     full_precision,
     gathered,
     inverse_temperature,
     item_ids,
     local_sizes,
     normalise,
+    positive_scalar,
     reduce,
-    softmax_minus_positive,
 )
 from contrastive_core.losses.similarity import Precision, Settings, pair_terms, ring_logsumexp, self_terms
 
@@ -36,6 +37,7 @@ def info_nce(
     symmetric: bool = False,
     ids: Int[Tensor, " n"] | None = None,
     queue: Float[Tensor, "m d"] | None = None,
+    queue_ids: Int[Tensor, " m"] | None = None,
     gather: Gather = False,
     tile: int | None = None,
     precision: Precision = "exact",
@@ -52,6 +54,7 @@ def info_nce(
         symmetric: Average with the loss of keys against queries; both directions come out of one pass.
         ids: Ids of the pairs; another pair with the same id is no negative.
         queue: Further negatives, without gradient.
+        queue_ids: Ids of the queue's rows; one with the id of a query is no negative of it. Needs ``ids``.
         gather: Use the keys of all processes of ``torch.distributed`` as negatives, with exact gradients; ``"ring"``
             passes them from rank to rank, so that no process holds them all.
         tile: Side of the similarity tiles, chosen from the problem when absent.
@@ -62,7 +65,8 @@ def info_nce(
         The loss, a scalar or one value a row, at least 0.
 
     Raises:
-        ValueError: The shapes do not agree, or the temperature is not positive.
+        ValueError: The shapes do not agree, ids of the queue come without a queue or without ids of the pairs, or the
+            temperature is not positive.
 
     Example:
         >>> import torch
@@ -74,22 +78,42 @@ def info_nce(
     check_pair(query, key)
     if queue is not None and symmetric:
         raise ValueError("a queue holds negatives of queries only: symmetric=True cannot be combined with queue")
+    _check_queue(query, ids, queue, queue_ids)
     scale = inverse_temperature(temperature, query)
+    return _info_nce(query, key, scale, symmetric, ids, queue, queue_ids, gather, tile, precision, reduction)
+
+
+def _info_nce(
+    query: Tensor,
+    key: Tensor,
+    scale: float | Tensor,
+    symmetric: bool,
+    ids: Tensor | None,
+    queue: Tensor | None,
+    queue_ids: Tensor | None,
+    gather: Gather,
+    tile: int | None,
+    precision: Precision,
+    reduction: Reduction,
+) -> Tensor:
     counts = local_sizes(query, gather)
     settings = Settings(columns=symmetric and not gather, tile=tile, precision=precision, normalise=True, paired=True)
+    columns: Tensor | None
     if gather:
         q, k = normalise(query), normalise(key)
         positive = (q * k).sum(1) * scale
-        rows = _against_everyone(q, k, scale, ids, counts, gather, settings)
-        columns = _against_everyone(k, q, scale, ids, counts, gather, settings) if symmetric else rows
+        own, _ = item_ids(q, ids, counts, gather)  # each row's own id takes its positive out of the sum
+        rows = _against_everyone(q, k, scale, own, counts, gather, settings)
+        columns = _against_everyone(k, q, scale, own, counts, gather, settings) if symmetric else None
     else:
         rows, columns, positive = pair_terms(query, key, scale, ids, ids, settings)
     if queue is not None and len(queue):
-        plain = dataclasses.replace(settings, columns=False, paired=False)
-        rows = torch.logaddexp(rows, pair_terms(query, queue.detach().to(query), scale, None, None, plain)[0])
-    losses = softmax_minus_positive(rows, positive, ids)
-    if symmetric:
-        losses = (losses + softmax_minus_positive(columns, positive, ids)) / 2
+        plain = Settings(tile=tile, precision=precision, normalise=True)
+        query_ids = None if queue_ids is None else ids
+        rows = either(rows, pair_terms(query, queue.detach().to(query), scale, query_ids, queue_ids, plain)[0])
+    losses = against_negatives(rows, positive)
+    if columns is not None:
+        losses = (losses + against_negatives(columns, positive)) / 2
     return reduce(losses, reduction, counts)
 
 
@@ -134,12 +158,12 @@ def nt_xent(
     settings = Settings(tile=tile, precision=precision, normalise=True, paired=True)
     if gather:
         unit = normalise(views)
-        positive = (unit[: len(view_a)] * unit[len(view_a) :]).sum(1) * scale
-        own, _ = item_ids(views, items, counts, gather)  # each row's own id takes the row itself out
-        rows = _against_everyone(unit, unit, scale, own, counts, gather, settings)
+        positive = (unit[: len(view_a)] * unit[len(view_a) :]).sum(1).repeat(2) * scale
+        own, _ = item_ids(view_a, ids, local_sizes(view_a, gather), gather)  # takes out the row itself and its positive
+        rows = _against_everyone(unit, unit, scale, own.repeat(2), counts, gather, settings)
     else:
         rows, positive = self_terms(views, scale, items, settings)
-    return reduce(softmax_minus_positive(rows, positive.repeat(2), items), reduction, counts)
+    return reduce(against_negatives(rows, positive), reduction, counts)
 
 
 def moco_v3(
@@ -179,7 +203,7 @@ def moco_v3(
         info_nce(query, key.detach(), temperature=temperature, gather=gather, tile=tile, precision=precision)
         for query, key in ((query_a, key_b), (query_b, key_a))
     ]
-    return 2 * temperature * (both[0] + both[1])
+    return 2 * (both[0] + both[1]) / inverse_temperature(temperature, query_a)
 
 
 def clip_loss(
@@ -216,17 +240,9 @@ def clip_loss(
         >>> round(float(clip_loss(torch.eye(4), torch.eye(4), logit_scale=1.0)), 4)  # log(1 + 3 / e)
         0.7437
     """
-    return info_nce(
-        image,
-        text,
-        temperature=1 / logit_scale,
-        symmetric=True,
-        ids=ids,
-        gather=gather,
-        tile=tile,
-        precision=precision,
-        reduction=reduction,
-    )
+    check_pair(image, text)
+    scale = positive_scalar(logit_scale, image, "scale")
+    return _info_nce(image, text, scale, True, ids, None, None, gather, tile, precision, reduction)
 
 
 class InfoNCE(nn.Module):
@@ -274,6 +290,17 @@ class CLIPLoss(nn.Module):
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(100))
         return clip_loss(image, text, logit_scale=self.log_scale.exp(), gather=self.gather)
+
+
+def _check_queue(query: Tensor, ids: Tensor | None, queue: Tensor | None, queue_ids: Tensor | None) -> None:
+    if queue is not None and (queue.ndim != 2 or queue.shape[1] != query.shape[1]):
+        raise ValueError(f"expected a queue [m {query.shape[1]}], got {tuple(queue.shape)}")
+    if queue_ids is None:
+        return
+    if queue is None or ids is None:
+        raise ValueError("queue_ids are compared with ids, and name rows of queue: give all three")
+    if queue_ids.shape != queue.shape[:1]:
+        raise ValueError(f"expected {len(queue)} ids of the queue, got {tuple(queue_ids.shape)}")
 
 
 def _against_everyone(

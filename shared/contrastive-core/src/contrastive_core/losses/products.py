@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+TILE = 1024
+"""Side of a square tile: 4 MiB of float32, which stays in the cache of a core while it is worked on."""
+
 
 def similarities(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T``."""

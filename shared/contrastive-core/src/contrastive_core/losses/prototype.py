@@ -1,18 +1,21 @@
 """Rows against class or cluster prototypes."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive_core.losses.rows import (
     Reduction,
     Temperature,
+    against_negatives,
     check_labels,
+    check_values,
     full_precision,
     inverse_temperature,
     normalise,
     reduce_valid,
 )
-from contrastive_core.losses.similarity import Precision, pair_logsumexp
+from contrastive_core.losses.similarity import Precision, Settings, pair_terms
 
 
 def proto_nce(
@@ -51,18 +54,23 @@ def proto_nce(
         0.5514
     """
     check_labels(embeddings, labels)
+    check_values(labels)
     if len(prototypes) == 0 or prototypes.shape[1] != embeddings.shape[1]:
         raise ValueError(f"expected prototypes [k {embeddings.shape[1]}], got {tuple(prototypes.shape)}")
     if int(labels.max()) >= len(prototypes):
         raise ValueError(f"label {int(labels.max())} has no prototype among {len(prototypes)}")
     x, centres = normalise(embeddings), normalise(prototypes)
     unit_rows = True
-    if isinstance(temperature, Tensor) and temperature.ndim == 1:
-        if len(temperature) != len(prototypes) or not bool((temperature.detach() > 0).all()):
+    scale: float | Tensor = 1.0
+    if isinstance(temperature, Tensor) and temperature.numel() > 1:
+        if temperature.shape != (len(prototypes),) or not bool((temperature.detach() > 0).all()):
             raise ValueError(f"expected {len(prototypes)} positive temperatures, got {tuple(temperature.shape)}")
-        centres, scale, unit_rows = centres / full_precision(temperature)[:, None], x.new_ones(()), False
+        centres, unit_rows = centres / full_precision(temperature)[:, None], False
     else:
         scale = inverse_temperature(temperature, embeddings)
-    normaliser, _ = pair_logsumexp(x, centres, scale, tile=tile, precision=precision, unit_rows=unit_rows)
+    # The own prototype is left out of the sum and comes back in full precision.
+    index = torch.arange(len(centres), device=labels.device)
+    settings = Settings(tile=tile, precision=precision, unit_rows=unit_rows)
+    others, _, _ = pair_terms(x, centres, scale, labels, index, settings)
     positive = (x * centres[labels.clamp(min=0)]).sum(1) * scale
-    return reduce_valid(normaliser - positive, labels >= 0, reduction, gather)
+    return reduce_valid(against_negatives(others, positive), labels >= 0, reduction, gather)

@@ -8,9 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive_core.distributed import all_reduce_with_grad, gather, gather_with_grad, rank_slice, row_weight, sizes
+from contrastive_core.losses.dense import unit_rows
+from contrastive_core.losses.similarity import is_transformed
 
 Reduction = Literal["mean", "none"]
-Temperature = float | Float[Tensor, ""]
+Temperature = float | int | Float[Tensor, ""] | Float[Tensor, "1"]
 Gather = bool | Literal["ring"]
 
 
@@ -30,13 +32,38 @@ def check_labels(rows: Tensor, labels: Tensor) -> None:
         raise ValueError("the batch is empty")
 
 
-def inverse_temperature(temperature: Temperature, like: Tensor) -> Tensor:
-    """``1 / temperature`` in the dtype losses are computed in."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    t = torch.as_tensor(temperature, device=like.device, dtype=dtype)
-    if not float(t.detach()) > 0:
-        raise ValueError(f"the temperature must be positive, got {float(t.detach())}")
-    return 1 / t
+def check_values(labels: Tensor) -> None:
+    """Labels whose values are at hand.
+
+    Raises:
+        ValueError: A meta tensor, or one that :func:`torch.func.vmap` maps over.
+    """
+    if labels.is_meta or torch._C._functorch.is_batchedtensor(labels):
+        raise ValueError("the work depends on the values of the labels: meta tensors and labels under vmap have none")
+
+
+def scalar(value: Temperature, like: Tensor, name: str = "temperature") -> float | Tensor:
+    """A number as it is, or a tensor of one element as a scalar in the dtype losses are computed in."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    if value.numel() != 1:
+        raise ValueError(f"the {name} is one number, got a tensor of shape {tuple(value.shape)}")
+    return value.to(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32).reshape(())
+
+
+def positive_scalar(value: Temperature, like: Tensor, name: str = "temperature") -> float | Tensor:
+    """The same, refused where it is not positive."""
+    number = scalar(value, like, name)
+    if isinstance(number, Tensor) and is_transformed(number):
+        return number
+    if not float(number.detach() if isinstance(number, Tensor) else number) > 0:
+        raise ValueError(f"the {name} must be positive, got {float(number)}")
+    return number
+
+
+def inverse_temperature(temperature: Temperature, like: Tensor) -> float | Tensor:
+    """``1 / temperature``: a number of a number, a tensor of a tensor."""
+    return 1 / positive_scalar(temperature, like)
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -46,9 +73,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 def normalise(x: Tensor) -> Tensor:
     """Unit rows in full precision; a row of norm zero stays zero and gets no gradient."""
-    x = full_precision(x)
-    dead = (x.detach() == 0).all(1, keepdim=True)
-    return F.normalize(torch.where(dead, 0.0, x), dim=1, eps=1e-12)
+    return unit_rows(full_precision(x))[0]
 
 
 def local_sizes(x: Tensor, everyone: Gather) -> list[int]:
@@ -76,7 +101,9 @@ def total(x: Tensor, everyone: bool) -> Tensor:
 
 def reduce(losses: Tensor, reduction: Reduction, counts: list[int]) -> Tensor:
     """Mean over rows, weighted so that the average over processes is the mean over all their rows."""
-    return losses if reduction == "none" else losses.sum() * row_weight(counts)
+    if reduction == "none":
+        return losses
+    return losses.mean() if len(counts) == 1 else losses.sum() * row_weight(counts)
 
 
 def reduce_valid(losses: Tensor, valid: Tensor, reduction: Reduction, everyone: bool) -> Tensor:
@@ -89,6 +116,15 @@ def reduce_valid(losses: Tensor, valid: Tensor, reduction: Reduction, everyone: 
     return losses.sum() * row_weight(counts)
 
 
-def softmax_minus_positive(negatives: Tensor, positive: Tensor, ids: Tensor | None) -> Tensor:
-    """``logsumexp - positive``, with the positive put back where the ids took it out of the sum."""
-    return (negatives if ids is None else torch.logaddexp(negatives, positive)) - positive
+def against_negatives(negatives: Tensor, positive: Tensor) -> Tensor:
+    """``-log softmax`` at the positive, ``log(1 + exp(negatives - positive))``, of the negatives' log-sum-exp.
+
+    Never below zero, exact where it is small, and zero without negatives.
+    """
+    return F.softplus(negatives - positive, threshold=40.0)
+
+
+def either(a: Tensor, b: Tensor) -> Tensor:
+    """``log(exp(a) + exp(b))``; minus infinity without a gradient where both are."""
+    nothing = (a == float("-inf")) & (b == float("-inf"))
+    return torch.logaddexp(a.masked_fill(nothing, 0.0), b).masked_fill(nothing, float("-inf"))

@@ -1,27 +1,31 @@
 """Pairwise sigmoid loss of two modalities, tile by tile."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from contrastive_core.distributed import gather as gather_rows
-from contrastive_core.losses.products import similarities, transposed_weighted_sum, weighted_sum
+from contrastive_core.losses.dense import Pairs
+from contrastive_core.losses.products import TILE, similarities, transposed_weighted_sum, weighted_sum
 from contrastive_core.losses.rows import (
     Reduction,
     Temperature,
     check_pair,
     gathered,
-    inverse_temperature,
     local_sizes,
     normalise,
+    positive_scalar,
     reduce,
+    scalar,
 )
-from contrastive_core.losses.similarity import TILE
+from contrastive_core.losses.similarity import is_transformed, without_autocast
+from contrastive_core.losses.tiles import KEPT
 
 
 def siglip(
@@ -29,7 +33,7 @@ def siglip(
     text: Float[Tensor, "n d"],
     *,
     logit_scale: Temperature = 10.0,
-    logit_bias: float | Float[Tensor, ""] = -10.0,
+    logit_bias: Temperature = -10.0,
     ids: Int[Tensor, " n"] | None = None,
     gather: bool = False,
     tile: int = TILE,
@@ -61,16 +65,17 @@ def siglip(
         1.0064
     """
     check_pair(image, text)
-    scale = 1 / inverse_temperature(logit_scale, image)
-    bias = torch.as_tensor(logit_bias, dtype=scale.dtype, device=scale.device)
+    scale = positive_scalar(logit_scale, image, "scale")
+    bias = scalar(logit_bias, image, "bias")
     x, t = normalise(image), normalise(text)
     counts = local_sizes(x, gather)
     key_ids = None if ids is None else (gather_rows(ids, counts) if gather else ids)
-    with torch.autocast(x.device.type, enabled=False):
-        # Where ids leave pairs out, the own text is left out with them and comes back in below.
-        pairs: Tensor = _PairSoftplus.apply(x, gathered(t, counts, gather), scale, bias, ids, key_ids, tile)
+    # Where ids leave pairs out, the own text is left out with them and comes back in below.
+    pairs = Pairs(ids=None if ids is None or key_ids is None else (ids, key_ids))
+    with without_autocast(x):
+        everything = _pair_softplus(x, gathered(t, counts, gather), scale, bias, pairs, tile)
     positive = (x * t).sum(1) * scale + bias
-    losses = pairs - positive if ids is None else pairs + F.softplus(-positive)
+    losses = everything - positive if ids is None else everything + F.softplus(-positive)
     return reduce(losses, reduction, counts)
 
 
@@ -98,48 +103,90 @@ class _PairSoftplus(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        query_ids: Tensor | None,
-        key_ids: Tensor | None,
-        tile: int,
+        ctx: Any, query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor | float, pairs: Pairs, tile: int
     ) -> Tensor:
         rows = query.new_zeros(len(query))
-        for a in range(0, len(query), tile):
-            block = query[a : a + tile] * scale
-            for b in range(0, len(key), tile):
-                z = similarities(block, key[b : b + tile]).add_(bias)
-                _leave_out(z, query_ids, key_ids, a, b)
-                rows[a : a + tile] += F.softplus(z).sum(1)
-        ctx.save_for_backward(query, key, scale, bias, query_ids, key_ids)
-        ctx.tile = tile
+        keep = any(ctx.needs_input_grad) and len(query) * len(key) <= KEPT * tile * tile
+        ctx.kept = []
+        for a, b, block, other in _tiles(query, key, tile):
+            z = similarities(block * scale, other).add_(bias)
+            pairs.leave_out(z, len(query), a, b)
+            rows[a : a + tile] += F.softplus(z).sum(1)
+            ctx.kept += [z.sigmoid_()] if keep else []
+        numbers = [each if isinstance(each, Tensor) else None for each in (scale, bias)]
+        ctx.save_for_backward(query, key, *numbers)
+        ctx.settings = scale, bias, pairs, tile
         return rows
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, scale, bias, query_ids, key_ids = ctx.saved_tensors
-        tile = ctx.tile
-        grad_query, grad_key, grad_bias = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(bias)
-        with torch.autocast(query.device.type, enabled=False):
-            for a in range(0, len(query), tile):
-                block = query[a : a + tile]
-                for b in range(0, len(key), tile):
-                    other = key[b : b + tile]
-                    z = similarities(block * scale, other).add_(bias)
-                    _leave_out(z, query_ids, key_ids, a, b)
-                    w = z.sigmoid_().mul_(grad[a : a + tile, None])
-                    grad_query[a : a + tile] += weighted_sum(w, other)
-                    grad_key[b : b + tile] += transposed_weighted_sum(w, block)
-                    grad_bias += w.sum()
-        grad_scale = (grad_query * query).sum()
-        return grad_query * scale, grad_key * scale, grad_scale, grad_bias, None, None, None
+        query, key, *numbers = ctx.saved_tensors
+        scale, bias = (old if new is None else new for old, new in zip(ctx.settings[:2], numbers, strict=True))
+        pairs, tile = ctx.settings[2:]
+        to_query = [torch.zeros_like(each) for each in query.split(tile)]
+        to_key = [torch.zeros_like(each) for each in key.split(tile)]
+        grad_bias = grad.new_zeros(())
+        with without_autocast(query):
+            for index, (a, b, block, other) in enumerate(_tiles(query, key, tile)):
+                place = (block, other, scale, bias, grad[a : a + tile], pairs, len(query), a, b)
+                if torch.is_grad_enabled():  # recomputed where it is differentiated, so that no tile outlives its turn
+                    add = checkpoint(_weighted_tile, *place, use_reentrant=False, preserve_rng_state=False)
+                    to_query[a // tile] = to_query[a // tile] + add[0]
+                    to_key[b // tile] = to_key[b // tile] + add[1]
+                else:
+                    add = _weighted_tile(*place, kept=ctx.kept[index] if ctx.kept else None)
+                    to_query[a // tile] += add[0]
+                    to_key[b // tile] += add[1]
+                grad_bias = grad_bias + add[2]
+            grad_query, grad_key = torch.cat(to_query), torch.cat(to_key)
+            needed = ctx.needs_input_grad
+            grad_scale = (grad_query * query).sum() if needed[2] else None
+        return grad_query * scale, grad_key * scale, grad_scale, grad_bias if needed[3] else None, None, None
 
 
-def _leave_out(z: Tensor, query_ids: Tensor | None, key_ids: Tensor | None, a: int, b: int) -> None:
-    if query_ids is not None and key_ids is not None:
-        same = query_ids[a : a + len(z), None] == key_ids[None, b : b + z.shape[1]]
-        z.masked_fill_(same, float("-inf"))
+def _tiles(query: Tensor, key: Tensor, tile: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """First row, first column, rows and columns of every tile."""
+    for a in range(0, len(query), tile):
+        for b in range(0, len(key), tile):
+            yield a, b, query[a : a + tile], key[b : b + tile]
+
+
+def _weighted_tile(
+    block: Tensor,
+    other: Tensor,
+    scale: Tensor | float,
+    bias: Tensor | float,
+    grad: Tensor,
+    pairs: Pairs,
+    rows: int,
+    a: int,
+    b: int,
+    kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What one tile adds to the gradients of rows and columns, before scaling, and to that of the bias."""
+    if torch.is_grad_enabled():
+        z = block @ other.T * scale + bias
+        w = z.masked_fill(pairs.left_out(z, rows, a, b), float("-inf")).sigmoid() * grad[:, None]
+        return w @ other, w.T @ block, w.sum()
+    if kept is None:
+        z = similarities(block * scale, other).add_(bias)
+        pairs.leave_out(z, rows, a, b)
+        kept = z.sigmoid_()
+    w = kept * grad[:, None]
+    return weighted_sum(w, other), transposed_weighted_sum(w, block), w.sum()
+
+
+def _dense_softplus(query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor | float, pairs: Pairs) -> Tensor:
+    """The same by ordinary operations, see :mod:`contrastive_core.losses.dense`."""
+    z = query @ key.T * scale + bias
+    return F.softplus(z.masked_fill(pairs.left_out(z, len(query)), float("-inf"))).sum(1)
+
+
+def _pair_softplus(
+    query: Tensor, key: Tensor, scale: Tensor | float, bias: Tensor | float, pairs: Pairs, tile: int
+) -> Tensor:
+    compiled = torch.compiler.is_compiling()
+    if is_transformed(query) or (compiled and len(query) * len(key) <= TILE * TILE):
+        return _dense_softplus(query, key, scale, bias, pairs)
+    run = torch.compiler.disable(_PairSoftplus.apply) if compiled else _PairSoftplus.apply
+    return run(query, key, scale, bias, pairs, tile)

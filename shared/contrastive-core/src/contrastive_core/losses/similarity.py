@@ -1,43 +1,41 @@
 """The one kernel below every softmax contrastive loss: log-sum-exp of similarities, streamed in tiles.
 
-A softmax loss is ``logsumexp over keys - mean over positives``. Only the first term touches all pairs; here it is an
+A softmax loss is ``log(1 + sum over negatives of exp(s_in - s_ip))``. Only the sum touches all pairs; here it is an
 autograd primitive that holds one tile of similarities at a time, remembers one number a row (and a column), and
-computes the tiles again in backward. No matrix, mask or index list of all pairs ever exists.
+computes the tiles again in backward. No matrix, mask or index list of all pairs ever exists. The positive is left out
+of the sum and computed on its own, in full precision, so that rounded products cannot cancel against it.
+
+A problem of one tile is computed at once. Under :mod:`torch.func`, on meta tensors and in small compiled graphs the
+terms are those of :mod:`contrastive_core.losses.dense`; on a GPU with Triton those of
+:mod:`contrastive_core.losses.fused`.
 """
 
-import dataclasses
+import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from contrastive_core.distributed import Ring
-from contrastive_core.losses.products import similarities, transposed_weighted_sum, weighted_sum
+from contrastive_core.losses import tiles as streamed
+from contrastive_core.losses.dense import Pairs, dense_terms, for_backward, gradient
+from contrastive_core.losses.products import TILE, similarities, transposed_weighted_sum, weighted_sum
 
 Precision = Literal["exact", "bf16"]
-
-TILE = 1024
-"""Side of a square tile: 4 MiB of float32, which stays in the cache of a core while it is worked on."""
-
-KEPT = 4
-"""A batch of at most this many tiles keeps its exponentials for backward instead of computing them twice."""
-
-_STRIPE = 256
-"""Rows of a tile that are weighted at once, so that weights need no second tile."""
 
 _SAFE_EXPONENT = 40.0
 """Where no similarity is larger, neither exponentials nor their sums nor products of two can leave float32's range."""
 
-_EPSILON = 1e-12
+_TINY = 1e-30
+"""Less than any sum of safe exponentials that is not empty."""
 
 
 def pair_logsumexp(
     query: Float[Tensor, "n d"],
     key: Float[Tensor, "m d"],
-    scale: Float[Tensor, ""],
+    scale: float | Float[Tensor, ""],
     *,
     query_ids: Int[Tensor, " n"] | None = None,
     key_ids: Int[Tensor, " m"] | None = None,
@@ -51,7 +49,7 @@ def pair_logsumexp(
     Args:
         query: One row per query.
         key: One row per key.
-        scale: Inverse temperature; a tensor with gradient is differentiated.
+        scale: Inverse temperature; a tensor is differentiated.
         query_ids: Ids of the queries; a pair with equal ids is left out.
         key_ids: Ids of the keys.
         columns: Also return the statistics over queries, one per key (else an empty tensor).
@@ -71,12 +69,12 @@ def pair_logsumexp(
     """
     settings = Settings(columns=columns, tile=tile, precision=precision, unit_rows=unit_rows)
     rows, cols, _ = pair_terms(query, key, scale, query_ids, key_ids, settings)
-    return rows, cols
+    return rows, query.new_empty(0) if cols is None else cols
 
 
 def self_logsumexp(
     embeddings: Float[Tensor, "n d"],
-    scale: Float[Tensor, ""],
+    scale: float | Float[Tensor, ""],
     *,
     ids: Int[Tensor, " n"] | None = None,
     tile: int | None = None,
@@ -87,7 +85,7 @@ def self_logsumexp(
 
     Args:
         embeddings: One row per item.
-        scale: Inverse temperature; a tensor with gradient is differentiated.
+        scale: Inverse temperature; a tensor is differentiated.
         ids: Pairs with equal ids are left out, besides each row with itself.
         tile: Side of the tiles; chosen from the problem when absent.
         precision: ``bf16`` multiplies tiles in bfloat16 and sums in float32.
@@ -106,8 +104,7 @@ def self_logsumexp(
     return rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How the kernel runs.
 
     Attributes:
@@ -116,7 +113,7 @@ class Settings:
         precision: ``exact``, or ``bf16`` products.
         unit_rows: The rows have norm at most one.
         normalise: Divide every row by its norm, block by block; a row of norm zero stays zero and gets no gradient.
-        paired: Also return the similarity of each row with its partner.
+        paired: Leave each row's partner out of the sums and return its similarity.
     """
 
     columns: bool = False
@@ -126,40 +123,51 @@ class Settings:
     normalise: bool = False
     paired: bool = False
 
-    def safe(self, scale: Tensor) -> bool:
+    def safe(self, scale: Tensor | float) -> bool:
         """Whether exponentials of similarities cannot overflow, so that no maximum has to be searched."""
-        return (self.unit_rows or self.normalise) and float(scale.detach().abs()) <= _SAFE_EXPONENT
+        bound = scale.detach().abs() if isinstance(scale, Tensor) else abs(scale)
+        return (self.unit_rows or self.normalise) and float(bound) <= _SAFE_EXPONENT
+
+    def one_tile(self, rows: int, columns: int) -> bool:
+        """Whether the problem is no larger than a tile."""
+        if self.tile is None:
+            return rows * columns <= TILE * TILE
+        return max(rows, columns) <= self.tile
 
 
 def pair_terms(
     query: Tensor,
     key: Tensor,
-    scale: Tensor,
+    scale: Tensor | float,
     query_ids: Tensor | None,
     key_ids: Tensor | None,
     settings: Settings,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`pair_logsumexp` gives, and the similarities of row i with key i where ``settings.paired``."""
-    query, key = _compute_dtype(query), _compute_dtype(key)
-    scale = scale.to(query)
-    with torch.autocast(query.device.type, enabled=False):
-        rows, cols, paired = _PairTerms.apply(query, key, scale, query_ids, key_ids, settings)
-    return rows, cols, paired
+    classes: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Log-sum-exp of rows, of columns if asked for, and the similarity of row i with key i where ``paired``.
+
+    Where ``classes`` of queries and keys are given, only pairs of one class enter.
+    """
+    ids = None if query_ids is None or key_ids is None else (query_ids, key_ids)
+    pairs = Pairs(partner=settings.paired, ids=ids, classes=classes)
+    return _terms(_compute_dtype(query), _compute_dtype(key), scale, pairs, settings)
 
 
-def self_terms(x: Tensor, scale: Tensor, ids: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor]:
-    """What :func:`self_logsumexp` gives, and the similarities of row i with row i + n/2 where ``settings.paired``."""
+def self_terms(
+    x: Tensor, scale: Tensor | float, ids: Tensor | None, settings: Settings, classes: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Log-sum-exp of rows over all other rows, and the similarity of rows i and i + n/2, for both, where ``paired``."""
+    both = [None if each is None else (each, each) for each in (ids, classes)]
+    pairs = Pairs(same=True, partner=settings.paired, ids=both[0], classes=both[1])
     x = _compute_dtype(x)
-    scale = scale.to(x)
-    with torch.autocast(x.device.type, enabled=False):
-        rows, paired = _SelfTerms.apply(x, scale, ids, settings)
-    return rows, paired
+    rows, _, partners = _terms(x, x, scale, pairs, settings)
+    return rows, partners
 
 
 def ring_logsumexp(
     query: Float[Tensor, "n d"],
     key: Float[Tensor, "m d"],
-    scale: Float[Tensor, ""],
+    scale: float | Float[Tensor, ""],
     *,
     query_ids: Int[Tensor, " n"] | None = None,
     key_ids: Int[Tensor, " m"] | None = None,
@@ -174,7 +182,7 @@ def ring_logsumexp(
     Args:
         query: This process's queries, of norm at most one.
         key: This process's keys, of norm at most one; their number may differ between processes.
-        scale: Inverse temperature; a tensor with gradient is differentiated.
+        scale: Inverse temperature; a tensor is differentiated.
         query_ids: Ids of the queries; a pair with equal ids is left out.
         key_ids: Ids of the keys.
         tile: Side of the tiles; chosen from the problem when absent.
@@ -184,289 +192,241 @@ def ring_logsumexp(
         ``[n]``; minus infinity where every pair was left out.
     """
     query, key = _compute_dtype(query), _compute_dtype(key)
-    scale = scale.to(query)
+    scale = scale.to(query) if isinstance(scale, Tensor) else scale
+    if is_transformed(query):
+        raise RuntimeError("keys that travel in a ring know no transforms of torch.func and no meta tensors")
     settings = Settings(tile=tile, precision=precision)
-    with torch.autocast(query.device.type, enabled=False):
-        rows: Tensor = _RingLogSumExp.apply(query, key, scale, query_ids, key_ids, settings)
+    with without_autocast(query):
+        run = torch.compiler.disable(_RingLogSumExp.apply) if torch.compiler.is_compiling() else _RingLogSumExp.apply
+        rows: Tensor = run(query, key, scale, query_ids, key_ids, settings)
     return rows
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Where autocast is on, a context that turns it off for the device of ``x``."""
+    kind = x.device.type
+    on = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else contextlib.nullcontext()
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether values are not at hand: :mod:`torch.func` is at work, or the tensor has none."""
+    return torch._C._are_functorch_transforms_active() or x.is_meta
 
 
 def _compute_dtype(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _blocks(count: int, other: int, tile: int | None) -> list[slice]:
-    """Row blocks of one side: everything at once where the whole problem is no larger than a tile."""
-    side = tile if tile is not None else (max(count, 1) if count * other <= TILE * TILE else TILE)
-    return [slice(start, min(start + side, count)) for start in range(0, count, side)]
+def _terms(
+    left: Tensor, right: Tensor, scale: Tensor | float, pairs: Pairs, settings: Settings
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    if isinstance(scale, Tensor):
+        scale = scale.to(left)
+    with without_autocast(left):
+        compiled = torch.compiler.is_compiling()
+        if is_transformed(left) or (compiled and settings.one_tile(len(left), len(right))):
+            half = settings.precision == "bf16"
+            return dense_terms(
+                left, right, scale, pairs, normalise=settings.normalise, columns=settings.columns, half=half
+            )
+        # Unrolled, a loop over tiles would take a compiler minutes: it runs between two graphs.
+        run = torch.compiler.disable(_Terms.apply) if compiled else _Terms.apply
+        return run(left, None if pairs.same else right, scale, pairs, settings)
 
 
-class _Operand:
-    """Rows that are normalised, scaled and rounded block by block, when they are multiplied."""
+class _Terms(torch.autograd.Function):
+    """Rows, columns and partners; ``right`` is absent where both sides are the same."""
 
-    def __init__(self, x: Tensor, settings: Settings, inverse: Tensor | None = None) -> None:
-        self.x = x
-        self.dtype = torch.bfloat16 if settings.precision == "bf16" else x.dtype
-        self.inverse = _inverse_norms(x) if settings.normalise and inverse is None else inverse
-        # A small batch is normalised once; of a large one no second copy is made.
-        self.whole = x * self.inverse[:, None] if self.inverse is not None and len(x) <= TILE else None
-
-    def block(self, rows: slice, scale: Tensor | None = None) -> Tensor:
-        """Unit rows, scaled, in the dtype of the products."""
-        return self.unit(rows, scale).to(self.dtype)
-
-    def unit(self, rows: slice, scale: Tensor | None = None) -> Tensor:
-        """Unit rows, scaled."""
-        if self.whole is not None or self.inverse is None:
-            x = (self.x if self.whole is None else self.whole)[rows]
-            return x if scale is None else x * scale
-        factor = self.inverse[rows, None]
-        return self.x[rows] * (factor if scale is None else factor * scale)
-
-
-def _inverse_norms(x: Tensor) -> Tensor:
-    inverse = torch.linalg.vector_norm(x, dim=1).reciprocal_()
-    return inverse.masked_fill_(inverse > 1 / _EPSILON, 0.0)
-
-
-class _Running:
-    """Log-sum-exp that grows block by block, around the running maximum where sums of exponentials could overflow."""
-
-    def __init__(self, like: Tensor, count: int, safe: bool) -> None:
-        self.safe = safe
-        self.total = like.new_zeros(count)
-        self.shift = self.total if self.safe else like.new_full((count,), float("-inf"))
-
-    def add(self, block: slice, s: Tensor, dim: int, scratch: Tensor | None = None) -> None:
-        """Add the exponentials of ``s`` along ``dim`` to the rows in ``block``; ``scratch`` may be overwritten."""
-        old = self.shift[block]
-        new = torch.maximum(old, s.amax(dim))
-        finite = new.masked_fill(new == float("-inf"), 0.0)  # nothing but excluded pairs so far
-        e = torch.sub(s, finite.unsqueeze(dim), out=scratch).exp_()
-        self.total[block] = self.total[block] * (old - finite).exp() + e.sum(dim)
-        self.shift[block] = new
-
-    def add_exponentials(self, block: slice, e: Tensor, dim: int) -> None:
-        """The same for exponentials, where they are safe."""
-        self.total[block] += e.sum(dim, dtype=self.total.dtype)
-
-    def result(self) -> Tensor:
-        """Minus infinity where nothing was added."""
-        if self.safe:
-            return self.total.log()
-        shift = self.shift.masked_fill(self.shift == float("-inf"), 0.0)
-        return self.total.log() + shift
-
-
-@dataclasses.dataclass
-class _Tiles:
-    """The similarities of two sets of rows, tile by tile; of the upper triangle where both are the same set."""
-
-    left: _Operand
-    right: _Operand
-    scale: Tensor
-    ids: tuple[Tensor | None, Tensor | None]
-    tile: int | None
-    safe: bool
-    same: bool = False
-
-    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Row block, column block, and the row block's rows, scaled and rounded."""
-        n, m = len(self.left.x), len(self.right.x)
-        columns = _blocks(m, n, self.tile)
-        for i, a in enumerate(_blocks(n, m, self.tile)):
-            rows = self.left.block(a, self.scale)
-            for b in columns[i:] if self.same else columns:
-                yield a, b, rows
-
-    def similarities(self, a: slice, b: slice, rows: Tensor) -> Tensor:
-        """One tile in the dtype of the products, minus infinity at excluded pairs."""
-        s = similarities(rows, self.right.block(b))
-        if self.same and a == b:
-            s.fill_diagonal_(float("-inf"))
-        if self.ids[0] is not None and self.ids[1] is not None:
-            s.masked_fill_(self.ids[0][a, None] == self.ids[1][None, b], float("-inf"))
-        return s
-
-
-def _forward(tiles: _Tiles, rows: _Running, columns: _Running | None, keep: bool) -> list[Tensor]:
-    """Add all tiles to the running sums; returns the exponentials of a small batch, where they are wanted."""
-    kept: list[Tensor] = []
-    keep = keep and len(tiles.left.x) * len(tiles.right.x) <= KEPT * TILE * TILE
-    for a, b, block in tiles:
-        both = None if tiles.same and a == b else columns
-        s = tiles.similarities(a, b, block)
-        if tiles.safe:  # one exponential serves the statistics of rows and columns
-            e = s.exp_()
-            rows.add_exponentials(a, e, 1)
-            if both is not None:
-                both.add_exponentials(b, e, 0)
-            if keep:
-                kept.append(e)
-            continue
-        s = s.to(rows.total.dtype)
-        if both is not None:
-            both.add(b, s, 0)
-        rows.add(a, s, 1, scratch=s)
-    return kept
-
-
-def _backward(
-    tiles: _Tiles,
-    kept: list[Tensor],
-    rows: tuple[Tensor, Tensor],
-    columns: tuple[Tensor, Tensor] | None,
-    grad_left: Tensor | None,
-    grad_right: Tensor | None,
-) -> None:
-    """Add ``d lse / d (left, right)`` before scaling, given (log-sum-exp, upstream gradient) of rows and columns."""
-    left, right = tiles.left, tiles.right
-    if tiles.safe:
-        # exp(s_ij - lse_i) g_i + exp(s_ij - lse_j) g_j is one exponential times c_i + c_j.
-        row_factor = (rows[0].neg().exp_() * rows[1]).to(left.dtype)
-        column_factor = None if columns is None else (columns[0].neg().exp_() * columns[1]).to(left.dtype)
-    for index, (a, b, block) in enumerate(tiles):
-        if tiles.safe:
-            e = kept[index] if kept else tiles.similarities(a, b, block).exp_()
-            w = torch.empty_like(e) if kept else e
-            for start in range(0, len(e), _STRIPE):
-                stripe = slice(start, min(start + _STRIPE, len(e)))
-                factor = row_factor[a][stripe, None]
-                factor = factor if column_factor is None else factor + column_factor[None, b]
-                torch.mul(e[stripe], factor, out=w[stripe])
-        else:
-            s = tiles.similarities(a, b, block).to(left.x.dtype)
-            extra = None if columns is None else (s - columns[0][None, b]).exp_().mul_(columns[1][None, b])
-            w = s.sub_(rows[0][a, None]).exp_().mul_(rows[1][a, None])
-            w = (w if extra is None else w.add_(extra)).to(left.dtype)
-        if grad_left is not None:
-            grad_left[a] += weighted_sum(w, right.block(b))
-        if grad_right is not None and not (tiles.same and a == b):
-            grad_right[b] += transposed_weighted_sum(w, left.block(a))
-
-
-def _for_backward(lse: Tensor) -> Tensor:
-    """A row without candidates has no gradient: exp(s - inf) is zero for every s."""
-    return lse.masked_fill(lse == float("-inf"), float("inf"))
-
-
-def _finish(grad: Tensor, operand: _Operand, scale: Tensor) -> Tensor:
-    """Turn the gradient of unit rows before scaling, in place, into that of the rows; returns ``<unit rows, grad>``."""
-    along = torch.empty_like(grad[:, 0])
-    for rows in _blocks(len(grad), TILE * TILE, None):
-        unit = operand.unit(rows)
-        along[rows] = (grad[rows] * unit).sum(1)
-        if operand.inverse is not None:
-            grad[rows] -= unit * along[rows, None]
-            grad[rows] *= operand.inverse[rows, None]
-        grad[rows] *= scale
-    return along.sum()
-
-
-def _paired(left: _Operand, right: _Operand, scale: Tensor, shift: int) -> Tensor:
-    """Similarity of left row i with right row i + shift."""
-    count = len(left.x) - shift
-    out = left.x.new_empty(count)
-    for rows in _blocks(count, TILE * TILE, None):
-        partner = slice(rows.start + shift, rows.stop + shift)
-        out[rows] = (left.unit(rows, scale) * right.unit(partner)).sum(1)
-    return out
-
-
-def _add_paired(
-    grad_left: Tensor | None,
-    grad_right: Tensor | None,
-    upstream: Tensor,
-    left: _Operand,
-    right: _Operand,
-    shift: int,
-) -> None:
-    for rows in _blocks(len(upstream), TILE * TILE, None):
-        partner = slice(rows.start + shift, rows.stop + shift)
-        if grad_left is not None:
-            grad_left[rows].addcmul_(right.unit(partner), upstream[rows, None])
-        if grad_right is not None:
-            grad_right[partner].addcmul_(left.unit(rows), upstream[rows, None])
-
-
-class _PairTerms(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        scale: Tensor,
-        query_ids: Tensor | None,
-        key_ids: Tensor | None,
-        settings: Settings,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        safe = settings.safe(scale)
-        left, right = _Operand(query, settings), _Operand(key, settings)
-        rows = _Running(query, len(query), safe)
-        columns = _Running(key, len(key), safe) if settings.columns else None
-        tiles = _Tiles(left, right, scale, (query_ids, key_ids), settings.tile, safe)
-        ctx.kept = _forward(tiles, rows, columns, any(ctx.needs_input_grad))
-        row_lse = rows.result()
-        column_lse = query.new_empty(0) if columns is None else columns.result()
-        ctx.save_for_backward(query, key, scale, row_lse, column_lse, query_ids, key_ids, left.inverse, right.inverse)
-        ctx.settings, ctx.safe = settings, safe
-        paired = _paired(left, right, scale, 0) if settings.paired else query.new_empty(0)
-        return row_lse, column_lse, paired
+        ctx: Any, left: Tensor, right: Tensor | None, scale: Tensor | float, pairs: Pairs, settings: Settings
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        way = _OneTile if settings.one_tile(len(left), len(left if right is None else right)) else _ManyTiles
+        ctx.way = way(left, left if right is None else right, scale, pairs, settings)
+        rows, columns, partners = ctx.way.forward(keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(left, right, scale if isinstance(scale, Tensor) else None, rows, columns)
+        ctx.scale, ctx.pairs, ctx.settings = scale, pairs, settings
+        return rows, columns, partners
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_paired: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, scale, row_lse, column_lse, query_ids, key_ids, *inverse = ctx.saved_tensors
-        settings = ctx.settings
-        with torch.autocast(query.device.type, enabled=False):
-            left, right = _Operand(query, settings, inverse[0]), _Operand(key, settings, inverse[1])
-            grad_query = torch.zeros_like(query) if ctx.needs_input_grad[0] or ctx.needs_input_grad[2] else None
-            grad_key = torch.zeros_like(key) if ctx.needs_input_grad[1] else None
-            _backward(
-                _Tiles(left, right, scale, (query_ids, key_ids), settings.tile, ctx.safe),
-                ctx.kept,
-                (_for_backward(row_lse), grad_rows),
-                (_for_backward(column_lse), grad_columns) if settings.columns else None,
-                grad_query,
-                grad_key,
-            )
-            if settings.paired:
-                _add_paired(grad_query, grad_key, grad_paired, left, right, 0)
-            # d lse / d scale sums w * (q.k), which is <q, dq / scale>.
-            grad_scale = None if grad_query is None else _finish(grad_query, left, scale)
-            if grad_key is not None:
-                _finish(grad_key, right, scale)
-        return grad_query, grad_key, grad_scale, None, None, None
+    def backward(
+        ctx: Any, grad_rows: Tensor, grad_columns: Tensor | None, grad_partners: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        left, right, scale, rows, columns = ctx.saved_tensors
+        scale = ctx.scale if scale is None else scale
+        with without_autocast(left):
+            if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+                of_columns = None if columns is None else (columns, grad_columns)
+                terms = (ctx.pairs, (rows, grad_rows), of_columns, grad_partners)
+                both = left if right is None else right
+                grads = gradient(left, both, scale, *terms, normalise=ctx.settings.normalise, tile=ctx.settings.tile)
+            else:
+                grads = ctx.way.backward(rows, columns, grad_rows, grad_columns, grad_partners, ctx.needs_input_grad)
+        grad_right = None if right is None else grads[1]
+        return grads[0], grad_right, grads[2] if ctx.needs_input_grad[2] else None, None, None
 
 
-class _SelfTerms(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, ids: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor]:
-        safe = settings.safe(scale)
-        operand = _Operand(x, settings)
-        rows = _Running(x, len(x), safe)
-        tiles = _Tiles(operand, operand, scale, (ids, ids), settings.tile, safe, same=True)
-        ctx.kept = _forward(tiles, rows, rows, any(ctx.needs_input_grad))
-        lse = rows.result()
-        ctx.save_for_backward(x, scale, lse, ids, operand.inverse)
-        ctx.settings, ctx.safe = settings, safe
-        paired = _paired(operand, operand, scale, len(x) // 2) if settings.paired else x.new_empty(0)
-        return lse, paired
+class _OneTile:
+    """A problem of one tile: its exponentials stay until backward."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_paired: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, lse, ids, inverse = ctx.saved_tensors
-        settings = ctx.settings
-        with torch.autocast(x.device.type, enabled=False):
-            operand, grad_x = _Operand(x, settings, inverse), torch.zeros_like(x)
-            tiles = _Tiles(operand, operand, scale, (ids, ids), settings.tile, ctx.safe, same=True)
-            statistics = (_for_backward(lse), grad)
-            _backward(tiles, ctx.kept, statistics, statistics, grad_x, grad_x)
-            if settings.paired:
-                _add_paired(grad_x, grad_x, grad_paired, operand, operand, len(x) // 2)
-            grad_scale = _finish(grad_x, operand, scale) / 2  # every pair was counted from both of its ends
-        return grad_x, grad_scale, None, None
+    def __init__(self, left: Tensor, right: Tensor, scale: Tensor | float, pairs: Pairs, settings: Settings) -> None:
+        self.scale, self.pairs = scale, pairs
+        self.safe, self.columns, self.half = settings.safe(scale), settings.columns, settings.precision == "bf16"
+        self.u, self.inverse_u = left, None
+        self.v, self.inverse_v = right, None
+        if settings.normalise:
+            self.inverse_u = streamed.inverse_norms(left)
+            self.u = left * self.inverse_u
+        if pairs.same:
+            self.v = self.u
+        elif settings.normalise:
+            self.inverse_v = streamed.inverse_norms(right)
+            self.v = right * self.inverse_v
+
+    def forward(self, *, keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        dtype, same = self.u.dtype, self.pairs.same
+        scaled = self.u * self.scale
+        s = similarities(scaled.bfloat16(), self.v.bfloat16()) if self.half else similarities(scaled, self.v)
+        partners = None
+        if self.pairs.partner:
+            half = len(s) // 2
+            if not self.half:
+                partners = s.diagonal(half if same else 0).clone()
+            elif same:
+                partners = (scaled[:half] * self.v[half:]).sum(1)
+            else:
+                partners = (scaled * self.v).sum(1)
+            partners = partners.repeat(2) if same else partners
+        self.pairs.leave_out(s, len(s))
+        if not self.safe:
+            s = s.to(dtype)
+            self.tile = (s, s, s)
+            return s.logsumexp(1), s.logsumexp(0) if self.columns else None, partners
+        e = s.exp_()
+        rows = e.sum(1, dtype=dtype)
+        columns = e.sum(0, dtype=dtype) if self.columns else None
+        self.tile = (e, rows, columns)
+        return rows.log(), None if columns is None else columns.log(), partners
+
+    def _weights(self, rows: Tensor, columns: Tensor | None, grad_rows: Tensor, grad_columns: Tensor | None) -> Tensor:
+        e, row_sums, column_sums = self.tile
+        if self.pairs.same:
+            columns, column_sums, grad_columns = rows, row_sums, grad_rows
+        if self.safe:
+            factor = (grad_rows / row_sums.clamp_min(_TINY))[:, None]
+            if columns is not None:
+                factor = factor + (factor[:, 0] if self.pairs.same else grad_columns / column_sums.clamp_min(_TINY))
+            return e * (factor.bfloat16() if self.half else factor)
+        w = (e - for_backward(rows)[:, None]).exp_().mul_(grad_rows[:, None])
+        if columns is not None:
+            w += (e - for_backward(columns)).exp_().mul_(grad_columns)
+        return w.bfloat16() if self.half else w
+
+    def backward(
+        self,
+        rows: Tensor,
+        columns: Tensor | None,
+        grad_rows: Tensor,
+        grad_columns: Tensor | None,
+        grad_partners: Tensor | None,
+        needed: tuple[bool, ...],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        same, u, v = self.pairs.same, self.u, self.v
+        w = self._weights(rows, columns, grad_rows, grad_columns)
+        half = len(w) // 2
+        if grad_partners is not None and same:
+            grad_partners = grad_partners[:half] + grad_partners[half:]
+        apart = grad_partners is not None and self.half
+        if grad_partners is not None and not apart:  # they were left out: their weights are zero so far
+            for offset in (half, -half) if same else (0,):
+                w.diagonal(offset).copy_(grad_partners)
+        grad_u = grad_v = grad_scale = None
+        if needed[0] or needed[2]:
+            grad_u = weighted_sum(w, v.bfloat16()).to(u) if self.half else weighted_sum(w, v)
+            if apart:
+                weight = grad_partners.repeat(2) if same else grad_partners
+                grad_u.addcmul_(v.roll(half, 0) if same else v, weight[:, None])
+            along = (grad_u * u).sum(1, keepdim=True)
+            if needed[2]:
+                grad_scale = along.sum() / (2 if same else 1)  # there every pair was counted from both of its ends
+            grad_u = self._finish(grad_u, u, along, self.inverse_u)
+        if needed[1]:
+            grad_v = transposed_weighted_sum(w, u.bfloat16()).to(v) if self.half else transposed_weighted_sum(w, u)
+            if apart:
+                grad_v.addcmul_(u, grad_partners[:, None])
+            along = (grad_v * v).sum(1, keepdim=True) if self.inverse_v is not None else grad_v
+            grad_v = self._finish(grad_v, v, along, self.inverse_v)
+        return grad_u, grad_v, grad_scale
+
+    def _finish(self, grad: Tensor, unit: Tensor, along: Tensor, inverse: Tensor | None) -> Tensor:
+        if inverse is None:
+            return grad.mul_(self.scale)
+        return grad.addcmul_(unit, along, value=-1).mul_(inverse * self.scale)
+
+
+class _ManyTiles:
+    """A problem of many tiles, which are computed twice."""
+
+    def __init__(self, left: Tensor, right: Tensor, scale: Tensor | float, pairs: Pairs, settings: Settings) -> None:
+        self.scale, self.pairs, self.settings = scale, pairs, settings
+        self.inverse = (None, None)
+        self.inputs = (left, right)
+        if settings.normalise:
+            first = streamed.inverse_norms(left)
+            self.inverse = (first, first if pairs.same else streamed.inverse_norms(right))
+        self.safe = settings.safe(scale)
+
+    def _tiles(self) -> streamed.Tiles:
+        dtype = torch.bfloat16 if self.settings.precision == "bf16" else self.inputs[0].dtype
+        left, right = (
+            streamed.Operand(x, dtype, normalise=self.settings.normalise, inverse=inverse)
+            for x, inverse in zip(self.inputs, self.inverse, strict=True)
+        )
+        right = left if self.pairs.same else right
+        return streamed.Tiles(left, right, self.scale, self.pairs, self.settings.tile, self.safe)
+
+    def forward(self, *, keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        tiles, same = self._tiles(), self.pairs.same
+        left, right = self.inputs
+        rows = streamed.Running(left, len(left), self.safe)
+        columns = streamed.Running(right, len(right), self.safe) if self.settings.columns and not same else None
+        self.kept = streamed.forward(tiles, rows, rows if same else columns, keep=keep)
+        partners = None
+        if self.pairs.partner:
+            partners = streamed.partners(tiles.left, tiles.right, self.scale, len(left) // 2 if same else 0)
+            partners = partners.repeat(2) if same else partners
+        return rows.result(), None if columns is None else columns.result(), partners
+
+    def backward(
+        self,
+        rows: Tensor,
+        columns: Tensor | None,
+        grad_rows: Tensor,
+        grad_columns: Tensor | None,
+        grad_partners: Tensor | None,
+        needed: tuple[bool, ...],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        tiles, same = self._tiles(), self.pairs.same
+        left, right = self.inputs
+        grad_left = torch.zeros_like(left) if needed[0] or needed[2] else None
+        grad_right = grad_left if same else (torch.zeros_like(right) if needed[1] else None)
+        statistics = (rows, grad_rows)
+        of_columns = statistics if same else None
+        if columns is not None and grad_columns is not None:
+            of_columns = (columns, grad_columns)
+        streamed.backward(tiles, self.kept, statistics, of_columns, grad_left, grad_right)
+        if grad_partners is not None:
+            half = len(left) // 2 if same else 0
+            grad_partners = grad_partners[:half] + grad_partners[half:] if same else grad_partners
+            streamed.add_partners(grad_left, grad_right, grad_partners, tiles.left, tiles.right, half)
+        # d lse / d scale sums w * (q.k), which is <q, dq / scale>; of one set every pair is counted from both ends.
+        grad_scale = None
+        if grad_left is not None:
+            grad_scale = streamed.finish(grad_left, tiles.left, self.scale) / (2 if same else 1)
+        if grad_right is not None and not same:
+            streamed.finish(grad_right, tiles.right, self.scale)
+        return grad_left, grad_right, grad_scale
 
 
 class _RingLogSumExp(torch.autograd.Function):
@@ -475,34 +435,46 @@ class _RingLogSumExp(torch.autograd.Function):
         ctx: Any,
         query: Tensor,
         key: Tensor,
-        scale: Tensor,
+        scale: Tensor | float,
         query_ids: Tensor | None,
         key_ids: Tensor | None,
         settings: Settings,
     ) -> Tensor:
         safe = settings.safe(scale)
-        left, rows = _Operand(query, settings), _Running(query, len(query), safe)
-        ring = Ring([key] if key_ids is None else [key, key_ids])
-        for block, *ids in ring:
-            pair = (query_ids, ids[0]) if ids else (None, None)
-            _forward(_Tiles(left, _Operand(block, settings), scale, pair, settings.tile, safe), rows, None, keep=False)
+        rows = streamed.Running(query, len(query), safe)
+        for tiles in _ring_tiles(Ring([key] if key_ids is None else [key, key_ids]), query, scale, query_ids, settings):
+            streamed.forward(tiles, rows, None, keep=False)
         lse = rows.result()
-        ctx.save_for_backward(query, key, scale, lse, query_ids, key_ids)
-        ctx.settings, ctx.safe = settings, safe
+        ctx.save_for_backward(query, key, lse, query_ids, key_ids, scale if isinstance(scale, Tensor) else None)
+        ctx.scale, ctx.settings = scale, settings
         return lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, scale, lse, query_ids, key_ids = ctx.saved_tensors
-        settings = ctx.settings
-        with torch.autocast(query.device.type, enabled=False):
-            left, grad_query = _Operand(query, settings), torch.zeros_like(query)
+        query, key, lse, query_ids, key_ids, scale = ctx.saved_tensors
+        scale = ctx.scale if scale is None else scale
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "keys that travel in a ring have no second derivatives: use gather=True where a gradient is "
+                "differentiated (create_graph=True)"
+            )
+        with without_autocast(query):
+            grad_query = torch.zeros_like(query)
             ring = Ring([key] if key_ids is None else [key, key_ids], passenger=torch.zeros_like(key))
-            for block, *ids in ring:
-                pair = (query_ids, ids[0]) if ids else (None, None)
-                tiles = _Tiles(left, _Operand(block, settings), scale, pair, settings.tile, ctx.safe)
-                _backward(tiles, [], (_for_backward(lse), grad), None, grad_query, ring.passenger)
-            grad_scale = _finish(grad_query, left, scale)
+            for tiles in _ring_tiles(ring, query, scale, query_ids, ctx.settings):
+                streamed.backward(tiles, [], (lse, grad), None, grad_query, ring.passenger)
+            grad_scale = streamed.finish(grad_query, tiles.left, scale)
             grad_key = ring.passenger * scale
-        return grad_query, grad_key, grad_scale, None, None, None
+        return grad_query, grad_key, grad_scale if ctx.needs_input_grad[2] else None, None, None, None
+
+
+def _ring_tiles(
+    ring: Ring, query: Tensor, scale: Tensor | float, query_ids: Tensor | None, settings: Settings
+) -> Iterator[streamed.Tiles]:
+    """The tiles of every block of keys that comes along."""
+    dtype = torch.bfloat16 if settings.precision == "bf16" else query.dtype
+    left = streamed.Operand(query, dtype, normalise=False)
+    for block, *ids in ring:
+        pairs = Pairs(ids=(query_ids, ids[0]) if ids and query_ids is not None else None)
+        right = streamed.Operand(block, dtype, normalise=False)
+        yield streamed.Tiles(left, right, scale, pairs, settings.tile, settings.safe(scale))

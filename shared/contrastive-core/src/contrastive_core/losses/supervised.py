@@ -1,6 +1,5 @@
 """Supervised contrastive loss: rows of one class are each other's positives."""
 
-import math
 from typing import Literal
 
 import torch
@@ -11,7 +10,10 @@ from contrastive_core.distributed import gather as gather_rows
 from contrastive_core.losses.rows import (
     Reduction,
     Temperature,
+    against_negatives,
     check_labels,
+    check_values,
+    either,
     gathered,
     inverse_temperature,
     item_ids,
@@ -19,7 +21,10 @@ from contrastive_core.losses.rows import (
     normalise,
     reduce_valid,
 )
-from contrastive_core.losses.similarity import Precision, pair_logsumexp, self_logsumexp
+from contrastive_core.losses.similarity import Precision, Settings, pair_terms, self_terms
+
+_CLASS_TILE = 256
+"""Side of the tiles that hold the pairs of one class."""
 
 
 def sup_con(
@@ -59,35 +64,63 @@ def sup_con(
         1.6094
     """
     check_labels(embeddings, labels)
+    check_values(labels)
     scale = inverse_temperature(temperature, embeddings)
     x = normalise(embeddings)
     counts = local_sizes(x, gather)
     keys, key_labels = gathered(x, counts, gather), gather_rows(labels, counts) if gather else labels
-    mine, index = item_ids(x, None, counts, gather)
+    place, index = item_ids(x, None, counts, gather)
     # A row without label is a class of its own: nobody's positive, everybody's negative.
     alone = key_labels.max().clamp(min=0) + 1 + torch.arange(len(key_labels), device=key_labels.device)
     _, classes = torch.where(key_labels < 0, alone, key_labels).unique(return_inverse=True)
-    own, size = classes[mine], classes.bincount()
+    own, size = classes[place], classes.bincount()
     others = (size[own] - 1).to(x.dtype)
     has = others > 0
+    split = positives == "in" or precision == "bf16"
+    if split:
+        # Rounded products of positives must not meet exact ones: the row's own class is summed in full precision.
+        inside = _own_class(x, keys, scale, place, index, own, classes, gather)
+        negatives = _all_others(x, keys, scale, own, classes, gather, Settings(tile=tile, precision=precision))
+    if positives == "in":
+        losses = against_negatives(negatives, inside.masked_fill(~has, 0.0)) + others.clamp(min=1).log()
+        return reduce_valid(losses, has, reduction, gather)
+    plain = Settings(tile=tile)
+    denominator = either(negatives, inside) if split else _all_others(x, keys, scale, place, index, gather, plain)
+    # The mean over positives is a product with the sum of the class, no pair is listed.
+    sums = torch.zeros(len(size), x.shape[1], dtype=x.dtype, device=x.device).index_add(0, classes, keys)
+    attraction = ((sums[own] * x).sum(1) - (x * x).sum(1)) * scale / others.clamp(min=1)
+    return reduce_valid(denominator.masked_fill(~has, 0.0) - attraction, has, reduction, gather)
+
+
+def _all_others(
+    x: Tensor, keys: Tensor, scale: float | Tensor, own: Tensor, ids: Tensor, gather: bool, settings: Settings
+) -> Tensor:
+    """Log-sum-exp over the rows of other ids."""
     if gather:
-        denominator, _ = pair_logsumexp(x, keys, scale, query_ids=mine, key_ids=index, tile=tile, precision=precision)
+        return pair_terms(x, keys, scale, own, ids, settings)[0]
+    return self_terms(x, scale, ids, settings)[0]
+
+
+def _own_class(
+    x: Tensor,
+    keys: Tensor,
+    scale: float | Tensor,
+    place: Tensor,
+    index: Tensor,
+    own: Tensor,
+    classes: Tensor,
+    gather: bool,
+) -> Tensor:
+    """Log-sum-exp over the other rows of a row's class: sorted by class, few tiles hold any of its pairs."""
+    settings = Settings(tile=_CLASS_TILE)
+    order = own.argsort()
+    if gather:
+        other = classes.argsort()
+        alike = (own[order], classes[other])
+        rows = pair_terms(x[order], keys[other], scale, place[order], index[other], settings, alike)[0]
     else:
-        denominator = self_logsumexp(x, scale, tile=tile, precision=precision)
-    if positives == "out":
-        # The mean over positives is a product with the sum of the class, no pair is listed.
-        sums = torch.zeros(len(size), x.shape[1], dtype=x.dtype, device=x.device).index_add(0, classes, keys)
-        attraction = ((sums[own] * x).sum(1) - (x * x).sum(1)) * scale / others.clamp(min=1)
-    else:
-        attraction = torch.zeros_like(denominator)
-        for label in own[has].unique():
-            members, rows = index[classes == label], (own == label).nonzero()[:, 0]
-            inside, _ = pair_logsumexp(
-                x[rows], keys[members], scale, query_ids=mine[rows], key_ids=members, tile=tile, precision=precision
-            )
-            attraction = attraction.index_put((rows,), inside - math.log(len(members) - 1))
-    losses = denominator.masked_fill(~has, 0.0) - attraction
-    return reduce_valid(losses, has, reduction, gather)
+        rows = self_terms(x[order], scale, None, settings, own[order])[0]
+    return rows[order.argsort()]
 
 
 class SupCon(nn.Module):
