@@ -4,8 +4,9 @@ import json
 
 import pytest
 from cl_bench import commands
+from cl_bench.arms import Claim
 from cl_bench.cli import app
-from cl_bench.results import Claim, race
+from cl_bench.measures import race
 
 
 def claim(better, baseline):
@@ -43,7 +44,7 @@ def test_claims_are_written_and_printed(monkeypatch, tmp_path, capsys):
         def claims(seeds, data):
             return [claim([0.5] * len(seeds), [0.6] * len(seeds))]
 
-    monkeypatch.setattr(commands, "_module", lambda name: Module)
+    monkeypatch.setattr(commands, "_module", lambda kind, name: Module)
     assert app.run(["claims", "mantis", "--seeds", "2", "--json", "--out", str(tmp_path)]) == 0
     (printed,) = json.loads(capsys.readouterr().out)
     assert printed["holds"] is False
@@ -59,7 +60,7 @@ def test_every_entry_has_its_module(capsys):
     for kind, names in entries.items():
         assert names
         for name in names:
-            assert callable(getattr(commands._module(name), kind))
+            assert callable(getattr(commands._module(kind, name), kind))
 
 
 @pytest.mark.parametrize(

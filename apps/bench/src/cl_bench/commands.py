@@ -23,7 +23,7 @@ _CLAIMS = {
 _SPEED = {
     "core": "softmax losses against the dense formula, lightly, open_clip and pytorch-metric-learning",
     "retrieval": "mean average precision over packed codes against torchmetrics",
-    "code-index": "a million binary codes, written and searched, against float search, faiss and LanceDB's own search",
+    "index": "a million binary codes, written and searched, against float search, faiss and LanceDB's own search",
     "mantis": "embedding against mantis-tsfm, Gaussian processes against scikit-learn",
     "cfa": "a training step against plain SimCLR, the spectral loss against its dense form",
     "promptgnn-sim": "a training step and inference against torch-geometric's GAT, and a graph of 200,000 nodes",
@@ -73,7 +73,7 @@ def claims(*names: str, seeds: int = 3, data: Path | None = None, json: bool = F
         raise InputError("the folder of further data is missing", where=data)
     results = []
     for name in names or tuple(_CLAIMS):
-        outcome = [claim.to_dict() for claim in _module(name).claims(range(seeds), data)]
+        outcome = [claim.to_dict() for claim in _module("claims", name).claims(range(seeds), data)]
         results.extend(outcome)
         if not json:
             _print_claims(outcome)
@@ -102,7 +102,7 @@ def speed(*names: str, rounds: int = 5, threads: int = 2, json: bool = False, ou
     torch.set_num_threads(threads)
     results = []
     for name in names or tuple(_SPEED):
-        for entry in _module(name).speed(rounds):
+        for entry in _module("speed", name).speed(rounds):
             result = entry.to_dict()
             results.append(result)
             if not json:
@@ -119,8 +119,8 @@ def speed(*names: str, rounds: int = 5, threads: int = 2, json: bool = False, ou
         print(json_format.dumps(results, indent=2))
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"cl_bench.{name.replace('-', '_')}")
+def _module(kind: str, name: str) -> Any:
+    return importlib.import_module("cl_bench.index" if name == "index" else f"cl_bench.{kind}.{name.replace('-', '_')}")
 
 
 def _print_claims(results: list[dict[str, Any]]) -> None:

@@ -1,33 +1,25 @@
-"""Claims and speed of PromptGNN-sim."""
+"""Claims of PromptGNN-sim."""
 
 import dataclasses
-import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from cl_graphtext.encoders import GraphEncoder
-from cl_graphtext.graph import TextGraph, homophily, random_split, undirected
+from cl_graphtext.graph import TextGraph, homophily, random_split
 from cl_graphtext.perturb import graph_perturb
-from cl_graphtext.promptgnn_sim.model import Method, Network, NetworkConfig
-from cl_graphtext.promptgnn_sim.pipeline import Pipeline, link_csr
+from cl_graphtext.promptgnn_sim.model import Method, NetworkConfig
+from cl_graphtext.promptgnn_sim.pipeline import Pipeline
 from cl_graphtext.promptgnn_sim.selection import SelectionSettings
-from cl_graphtext.promptgnn_sim.system import GraphSystem, ObjectiveSettings, OptimSettings, StageSettings
+from cl_graphtext.promptgnn_sim.system import ObjectiveSettings, OptimSettings, StageSettings
 from cl_graphtext.promptgnn_sim.training import Recipe, judge_nodes, train_nodes
 from cl_graphtext.reading import read_graph
 from cl_graphtext.samples import sample_graph
-from cl_graphtext.sampling import whole_block
 from cl_graphtext.text import TextCache, TextSettings, load_encoder
 from contrastive_core.training import RunFolder, TrainSettings
-from torch import Tensor
-from torch_geometric.nn import GAT
 
-from cl_bench.results import Claim, Speed, race
+from cl_bench.arms import Claim
 
 _TEXT = TextSettings(max_tokens=128, prompt_tokens=64)
 _STRUCTURE = SelectionSettings(weight=1.0, percentile=-1.0, augment="none")
@@ -201,155 +193,3 @@ def _outcome(
             )
         )
     return found
-
-
-def speed(rounds: int) -> list[Speed]:
-    """A training step and full-graph inference against plain GATs of torch-geometric, and a large graph.
-
-    Args:
-        rounds: Timed rounds of each contestant; one of the large graph.
-    """
-    return [_step(rounds), _inference(rounds), _large()]
-
-
-def _random_graph(nodes: int, edges: int, dim: int, seed: int = 0) -> tuple[TextGraph, Tensor]:
-    """Random links, and text embeddings around one centre a class."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 10, nodes)
-    ends = undirected(rng.integers(0, nodes, (round(edges * 1.001), 2)))[:edges]
-    names = tuple(map(str, range(nodes)))
-    draw = torch.Generator().manual_seed(seed)
-    centres = torch.randn(10, dim, generator=draw)
-    x = torch.randn(nodes, dim, generator=draw).add_(centres[torch.from_numpy(labels)])
-    classes = tuple(f"class {i}" for i in range(10))
-    return TextGraph(names, ("",) * nodes, names, labels, classes, classes, ends), x
-
-
-def _step(rounds: int) -> Speed:
-    """One step of joint training of a graph of Cora's size, seen whole, against a step of the library's GAT."""
-    graph, x = _random_graph(2700, 5300, 384)
-    selection = SelectionSettings(percentile=-1.0)
-    text = TextSettings()
-    pipeline = Pipeline(selection, text, TextCache(), prompting=False)
-    pipeline.fit(graph, x)
-    view = pipeline.view(graph, x)
-    torch.manual_seed(0)
-    network = Network("promptgnn-sim", 384, 10, NetworkConfig(prompt=False))
-    network.remember_attention()
-    pipeline.choose(view, network)
-    system = GraphSystem(
-        network,
-        view,
-        pipeline,
-        task="nc",
-        classes=torch.randn(10, 384),
-        objective=ObjectiveSettings(),
-        stages=StageSettings(warmup=0),
-        optim=OptimSettings(),
-        total_steps=1,
-        seed=0,
-        known=graph.edges,
-    )
-    system.log = system.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    optimizer = system.configure_optimizers()
-    nodes = torch.arange(128)
-    plain = GAT(384, 256, 2, 10, v2=False, heads=8, dropout=0.5)
-    other = torch.optim.AdamW(plain.parameters(), lr=1e-3)
-    edges, labels = graph.to_data().edge_index, torch.from_numpy(graph.labels)
-
-    def ours() -> None:
-        optimizer.zero_grad()
-        system.training_step([nodes], 0).backward()
-        optimizer.step()
-
-    def theirs() -> None:
-        other.zero_grad()
-        F.cross_entropy(plain(x, edges)[nodes], labels[nodes]).backward()
-        other.step()
-
-    kept = int((view.selection.neighbours >= 0).sum()) if view.selection is not None else 0
-    notes = (
-        f"2,700 nodes, 5,300 edges, width 256; ours adds fusion, both alignments and {kept:,} chosen links, batch 256"
-    )
-    return race("promptgnn-sim: training step", ours, theirs, peer="torch-geometric's GAT", rounds=rounds, notes=notes)
-
-
-def _inference(rounds: int) -> Speed:
-    """The graph encoder over a whole graph, with attention as sparse matrices against messages on edges."""
-    graph, x = _random_graph(20_000, 200_000, 384)
-    torch.manual_seed(0)
-    encoder = GraphEncoder("gat", 384, 256).eval()
-    block = whole_block(link_csr(graph))
-
-    @torch.no_grad()
-    def theirs() -> Tensor:
-        return encoder(x, block.edge_index, block.edge_weight)
-
-    gap = float((encoder.infer(x, block) - theirs()).abs().max())
-    notes = f"20,000 nodes, 400,000 directed links, 384 to 256; results differ by at most {gap:.0e}"
-    return race(
-        "promptgnn-sim: full-graph inference",
-        lambda: encoder.infer(x, block),
-        theirs,
-        peer="torch-geometric's GATConv",
-        rounds=rounds,
-        notes=notes,
-    )
-
-
-def _large(steps: int = 60) -> Speed:
-    """Training on 200,000 nodes and 2,000,000 edges from sampled neighbourhoods, selection and inference included."""
-    graph, x = _random_graph(200_000, 2_000_000, 128)
-    order = np.random.default_rng(0).permutation(len(graph))
-    split = {"train": order[:120_000], "val": order[:0], "test": order[120_000:]}
-    found: dict[str, float] = {}
-
-    def task(method: Method) -> Callable[[], None]:
-        def run_it() -> None:
-            network = NetworkConfig(prompt=False)
-            stages = StageSettings(warmup=steps // 3)
-            recipe = Recipe(
-                method=method,
-                batch_size=256,
-                network=network,
-                stages=stages,
-                train=TrainSettings(steps=steps, progress=False, checkpoint_every=10 * steps),
-            )
-            pipeline = Pipeline(
-                recipe.selection, recipe.text, TextCache(), encoders=(_Given(), _Given()), prompting=False
-            )
-            with tempfile.TemporaryDirectory() as place, RunFolder.create(Path(place) / "run", recipe.to_dict()) as run:
-                model = train_nodes(graph, split, recipe, pipeline, run=run, x=x)
-            found[method] = judge_nodes(model, graph, split, x=x)["test"]["accuracy"]
-
-        return run_it
-
-    measured = race(
-        "promptgnn-sim: 200,000 nodes, 2,000,000 edges",
-        task("promptgnn-sim"),
-        task("gat"),
-        peer="GAT on the same samples",
-        rounds=1,
-        notes="",
-    )
-    notes = (
-        f"{steps} steps of 256 labelled nodes, then inference over all; random links, 128 numbers a text, no prompts; "
-        f"test accuracy {found['promptgnn-sim']:.2f} against {found['gat']:.2f}; "
-        f"largest resident memory of the process {resident_mib():,.0f} MiB"
-    )
-    return dataclasses.replace(measured, notes=notes)
-
-
-class _Given:
-    """Texts are given as embeddings: only the names of classes are asked for, and have none."""
-
-    identity, dim = "given", 128
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Zeros."""
-        return np.zeros((len(texts), self.dim), np.float32)
-
-
-def resident_mib() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

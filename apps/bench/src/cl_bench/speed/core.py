@@ -13,7 +13,7 @@ from contrastive_core.losses import clip_loss, nt_xent, sup_con
 from contrastive_core.losses.products import similarities
 from torch import Tensor
 
-from cl_bench.results import Speed, race
+from cl_bench.measures import Speed, race
 
 _TEMPERATURE = 0.1
 _TILE = 1024

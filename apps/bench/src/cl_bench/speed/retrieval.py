@@ -7,7 +7,7 @@ import torch
 from contrastive_core.evaluation import RetrievalRanking, hamming_distances
 from torchmetrics.retrieval import RetrievalMAP
 
-from cl_bench.results import Speed, race
+from cl_bench.measures import Speed, race
 
 BYTES, CLASSES = 8, 10
 

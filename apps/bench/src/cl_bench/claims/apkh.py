@@ -1,4 +1,4 @@
-"""Claims and speed of APKH."""
+"""Claims of APKH."""
 
 import dataclasses
 import statistics
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from cl_retrieval.apkh.attributes import Bank, read_bank
 from cl_retrieval.apkh.commands import new_learner
 from cl_retrieval.apkh.learner import APKHSettings
@@ -22,13 +21,13 @@ from cl_retrieval.gnah.learner import GNAHSettings
 from cl_retrieval.gnah.model import GNAHConfig
 from cl_retrieval.hasher import default_encoder
 from cl_retrieval.hashing.evaluation import continuous_map, map_both
-from cl_retrieval.hashing.learning import HashModel, step_generator
-from cl_retrieval.hashing.objective import binarisation, pair_gaussian, pair_neighbourhood
+from cl_retrieval.hashing.learning import HashModel
 from cl_retrieval.hashing.split import divide_classes
 from contrastive_core.errors import ContrastiveWarning
 from torch import Tensor
 
-from cl_bench.hashing import (
+from cl_bench.arms import Claim
+from cl_bench.claims.hashing import (
     DIRECTIONS,
     EPOCHS,
     HIDDEN,
@@ -37,13 +36,11 @@ from cl_bench.hashing import (
     fit,
     labelled_pairs,
     margin_claim,
-    pairwise_contrast,
     progress,
     sample_encoder,
     summary,
     trained,
 )
-from cl_bench.results import Claim, Speed, race
 
 SIZES, BITS, FEWEST_SPLITS, SWEPT_SPLITS = (20, 40, 80, 160), (16, 32, 64), 5, 3
 TEMPLATE = "a picture of something {a}"
@@ -57,7 +54,7 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
 
     Args:
         seeds: Seeds of class divisions, training pairs and weights; at least five are used, from the first on.
-        data: See :func:`cl_bench.hashing.labelled_pairs`.
+        data: See :func:`cl_bench.claims.hashing.labelled_pairs`.
         epochs: Epochs of everything that is trained.
         hidden: Hidden width of every hash function.
     """
@@ -176,38 +173,6 @@ def divided(features: Any, pairs: int, seed: int) -> tuple[np.ndarray, dict[str,
     rest = known[max(SIZES) :]  # the same queries and database for every number of training pairs
     groups = {"unseen": unknown, "seen": rest}
     return known[:pairs], {name: (rows[: len(rows) // 4], rows[len(rows) // 4 :]) for name, rows in groups.items()}
-
-
-def speed(rounds: int) -> list[Speed]:
-    """A training step of 80 pairs of CLIP's width and 620 attributes against the equations taken pair by pair.
-
-    Args:
-        rounds: Timed rounds.
-    """
-    fx, fy = (F.normalize(torch.randn(80, 512, generator=torch.Generator().manual_seed(s)), dim=1) for s in (0, 1))
-    first = F.normalize(torch.randn(620, 512, generator=torch.Generator().manual_seed(2)), dim=1)
-    settings = APKHSettings(align="none", anchor_weight=0.0)
-    learner = new_learner(fx, fy, ResidualCentres(first), APKHConfig(), settings, seed=0)
-
-    def ours() -> None:
-        learner.zero_grad()
-        torch.autograd.backward(learner.step(fx, fy, epoch=0, generator=step_generator(0, 0)).loss)
-
-    def theirs() -> None:
-        learner.zero_grad()
-        model, centres = learner.model, learner.prompts()
-        sampled = pair_neighbourhood(*pair_gaussian(fx, fy), generator=step_generator(0, 0))[0]
-
-        def codes(features: Tensor, modality: Any) -> Tensor:
-            kernel = torch.stack([torch.exp(-(f - centres).square().sum(1) / (2 * model.variance)) for f in features])
-            return model.hash(features, kernel / kernel.sum(1, keepdim=True), modality)
-
-        hx, hy = codes(fx, "image"), codes(fy, "text")
-        loss = pairwise_contrast(hx, hy, codes(sampled, "text"), codes(sampled, "image"), 0.5)
-        torch.autograd.backward(loss + binarisation(hx) + binarisation(hy))
-
-    notes = "80 pairs × 512, 620 attributes, 32 bits, hidden 1024, forward and backward"
-    return [race("apkh: training step", ours, theirs, peer="the equations pair by pair", rounds=rounds, notes=notes)]
 
 
 def _arms(centres: Tensor, epochs: int, hidden: int) -> dict[str, Trainer]:

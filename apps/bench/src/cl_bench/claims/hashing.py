@@ -25,7 +25,7 @@ from contrastive_core.data import safe_extract
 from contrastive_core.errors import InputError
 from torch import Tensor
 
-from cl_bench.results import Claim
+from cl_bench.arms import Claim
 
 EPOCHS, HIDDEN = 500, 512
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
@@ -190,20 +190,3 @@ def summary(table: dict[tuple[Any, ...], dict[str, list[float]]], names: Sequenc
             row[f"{measure} ±"] = statistics.stdev(values) if len(values) > 1 else 0.0
         rows.append(row)
     return rows
-
-
-def pairwise_contrast(
-    hx: Tensor, hy: Tensor, positive_of_x: Tensor, positive_of_y: Tensor, temperature: float
-) -> Tensor:
-    """The equations of the contrast taken pair by pair, as they are printed; a reference for speed."""
-    total = hx.new_zeros(())
-    for anchor, positive, other in ((hx, positive_of_x, hy), (hy, positive_of_y, hx)):
-        for i in range(len(anchor)):
-            numerator = torch.exp(anchor[i] @ positive[i] / temperature)
-            denominator = numerator
-            for j in range(len(anchor)):
-                if j != i:
-                    denominator = denominator + torch.exp(anchor[i] @ anchor[j] / temperature)
-                    denominator = denominator + torch.exp(anchor[i] @ other[j] / temperature)
-            total = total - torch.log(numerator / denominator)
-    return total / len(hx)

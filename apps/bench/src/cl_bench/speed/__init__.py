@@ -1,0 +1,1 @@
+"""Speed of every method beside its peers."""
