@@ -15,8 +15,9 @@ from contrastive_core.losses.hashing import bit_balance, bit_decorrelation, quan
 from contrastive_core.losses.info_nce import CLIPLoss, InfoNCE, NTXent, clip_loss, info_nce, moco_v3, nt_xent
 from contrastive_core.losses.prototype import proto_nce
 from contrastive_core.losses.redundancy import barlow_twins, vicreg
+from contrastive_core.losses.ring import ring_logsumexp
 from contrastive_core.losses.siglip import SigLIP, siglip
-from contrastive_core.losses.similarity import pair_logsumexp, ring_logsumexp, self_logsumexp
+from contrastive_core.losses.similarity import pair_logsumexp, self_logsumexp
 from contrastive_core.losses.soft import rbf_targets, soft_info_nce
 from contrastive_core.losses.sparse import flops, non_negative
 from contrastive_core.losses.spectral import spectral_contrastive

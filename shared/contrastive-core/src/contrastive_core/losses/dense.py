@@ -4,64 +4,12 @@ The values are those of :mod:`contrastive_core.losses.similarity`. :func:`dense_
 similarities; :func:`gradient` goes tile by tile and keeps none of them, also when it is differentiated once more.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from contrastive_core.losses.kernel import EPSILON, Pairs, for_backward
 from contrastive_core.losses.products import TILE
-
-EPSILON = 1e-12
-"""A row whose norm is not larger counts as zero, and gets no gradient."""
-
-
-class Pairs(NamedTuple):
-    """Which pairs of rows and columns enter the sums; the rest is left out.
-
-    Attributes:
-        same: Rows and columns are the same items: no row meets itself.
-        partner: Row i's partner is column i, or i + n/2 where both are the same: it is left out.
-        ids: Ids of rows and columns; pairs of equal ids are left out.
-        classes: Classes of rows and columns; pairs of different classes are left out.
-    """
-
-    same: bool = False
-    partner: bool = False
-    ids: tuple[Tensor, Tensor] | None = None
-    classes: tuple[Tensor, Tensor] | None = None
-
-    def offsets(self, rows: int) -> list[int]:
-        """Diagonals of the matrix that are left out."""
-        if not self.same:
-            return [0] if self.partner else []
-        return [0, rows // 2, -(rows // 2)] if self.partner else [0]
-
-    def leave_out(self, s: Tensor, rows: int, a: int = 0, b: int = 0) -> None:
-        """Set what is left out of a tile at row ``a`` and column ``b`` to minus infinity; ``rows`` are all rows."""
-        for offset in self.offsets(rows):
-            at = offset + a - b
-            if at == 0:
-                s.fill_diagonal_(float("-inf"))
-            elif -s.shape[0] < at < s.shape[1]:
-                s.diagonal(at).fill_(float("-inf"))
-        if self.ids is not None:
-            s.masked_fill_(_compare(self.ids, s, a, b), float("-inf"))
-        if self.classes is not None:
-            s.masked_fill_(_compare(self.classes, s, a, b).logical_not_(), float("-inf"))
-
-    def left_out(self, s: Tensor, rows: int, a: int = 0, b: int = 0) -> Tensor:
-        """The same as a mask, which transforms and derivatives can follow."""
-        index = torch.arange(a, a + s.shape[0], device=s.device)[:, None]
-        column = torch.arange(b, b + s.shape[1], device=s.device)
-        mask = torch.zeros((), dtype=torch.bool, device=s.device)
-        for offset in self.offsets(rows):
-            mask = mask | (column - index == offset)
-        if self.ids is not None:
-            mask = mask | _compare(self.ids, s, a, b)
-        if self.classes is not None:
-            mask = mask | ~_compare(self.classes, s, a, b)
-        return mask.expand(s.shape)
 
 
 def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,15 +110,6 @@ def _tile(
     if columns is not None:
         w = w + (s - for_backward(columns[0])[None]).exp() * columns[1][None]
     return w @ v, w.T @ u
-
-
-def for_backward(lse: Tensor) -> Tensor:
-    """A row without candidates has no gradient: exp(s - inf) is zero for every s."""
-    return lse.masked_fill(lse == float("-inf"), float("inf"))
-
-
-def _compare(ids: tuple[Tensor, Tensor], s: Tensor, a: int, b: int) -> Tensor:
-    return ids[0][a : a + s.shape[0], None] == ids[1][None, b : b + s.shape[1]]
 
 
 def _logsumexp(s: Tensor, mask: Tensor, dim: int) -> Tensor:

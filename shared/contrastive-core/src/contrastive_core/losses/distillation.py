@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastive_core.losses.kernel import is_transformed, without_autocast
 from contrastive_core.losses.products import TILE, similarities, transposed_weighted_sum, weighted_sum
 from contrastive_core.losses.rows import (
     Reduction,
@@ -19,7 +20,7 @@ from contrastive_core.losses.rows import (
     normalise,
     reduce,
 )
-from contrastive_core.losses.similarity import is_transformed, pair_logsumexp, self_logsumexp, without_autocast
+from contrastive_core.losses.similarity import pair_logsumexp, self_logsumexp
 
 
 def distillation(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from contrastive_core.distributed import gather as gather_rows
+from contrastive_core.losses.kernel import Precision
 from contrastive_core.losses.rows import (
     Reduction,
     Temperature,
@@ -22,7 +23,7 @@ from contrastive_core.losses.rows import (
     reduce,
     total,
 )
-from contrastive_core.losses.similarity import Precision, pair_logsumexp, self_logsumexp
+from contrastive_core.losses.similarity import pair_logsumexp, self_logsumexp
 
 
 def decoupled(
@@ -36,7 +37,7 @@ def decoupled(
     tile: int | None = None,
     precision: Precision = "exact",
     reduction: Reduction = "mean",
-) -> Float[Tensor, ""] | Float[Tensor, " 2n"]:
+) -> Float[Tensor, ""] | Float[Tensor, " 2*n"]:
     """Decoupled contrastive loss, DCL and weighted DCLW (Yeh et al., 2022, eq. 5 and 6).
 
     ``L_i = -w_i s_ip + log sum_{negatives} exp(s_in)``: the positive is not in the denominator. ``w_i = 1`` (DCL), or
@@ -87,7 +88,7 @@ def hard_negative(
     tile: int | None = None,
     precision: Precision = "exact",
     reduction: Reduction = "mean",
-) -> Float[Tensor, ""] | Float[Tensor, " 2n"]:
+) -> Float[Tensor, ""] | Float[Tensor, " 2*n"]:
     """Contrastive loss with hard negative samples (Robinson et al., 2021, eq. 4), debiased (Chuang et al., 2020).
 
     ``L_i = -log(e^{s_ip} / (e^{s_ip} + G_i))`` with, over the ``N`` negatives of row i,
@@ -145,7 +146,7 @@ def debiased(
     tile: int | None = None,
     precision: Precision = "exact",
     reduction: Reduction = "mean",
-) -> Float[Tensor, ""] | Float[Tensor, " 2n"]:
+) -> Float[Tensor, ""] | Float[Tensor, " 2*n"]:
     """Debiased contrastive loss (Chuang et al., 2020, eq. 8): :func:`hard_negative` with all negatives weighed alike.
 
     Args:

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrastive_core.distributed import gather as gather_rows
+from contrastive_core.losses.kernel import Precision, Settings
+from contrastive_core.losses.ring import ring_logsumexp
 from contrastive_core.losses.rows import (
     Gather,
     Reduction,
@@ -26,7 +28,7 @@ from contrastive_core.losses.rows import (
     positive_scalar,
     reduce,
 )
-from contrastive_core.losses.similarity import Precision, Settings, pair_terms, ring_logsumexp, self_terms
+from contrastive_core.losses.similarity import pair_terms, self_terms
 
 
 def info_nce(
@@ -127,7 +129,7 @@ def nt_xent(
     tile: int | None = None,
     precision: Precision = "exact",
     reduction: Reduction = "mean",
-) -> Float[Tensor, ""] | Float[Tensor, " 2n"]:
+) -> Float[Tensor, ""] | Float[Tensor, " 2*n"]:
     """NT-Xent (SimCLR; Chen et al., 2020, eq. 1): each view against all other 2n - 1 views.
 
     Args:
@@ -306,7 +308,7 @@ def _check_queue(query: Tensor, ids: Tensor | None, queue: Tensor | None, queue_
 def _against_everyone(
     query: Tensor,
     key: Tensor,
-    scale: Tensor,
+    scale: float | Tensor,
     ids: Tensor | None,
     counts: list[int],
     gather: Gather,

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from contrastive_core.losses.kernel import Precision, Settings
 from contrastive_core.losses.rows import (
     Reduction,
     Temperature,
@@ -15,7 +16,7 @@ from contrastive_core.losses.rows import (
     normalise,
     reduce_valid,
 )
-from contrastive_core.losses.similarity import Precision, Settings, pair_terms
+from contrastive_core.losses.similarity import pair_terms
 
 
 def proto_nce(

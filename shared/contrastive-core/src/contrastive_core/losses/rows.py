@@ -9,7 +9,7 @@ from torch import Tensor
 
 from contrastive_core.distributed import all_reduce_with_grad, gather, gather_with_grad, rank_slice, row_weight, sizes
 from contrastive_core.losses.dense import unit_rows
-from contrastive_core.losses.similarity import is_transformed
+from contrastive_core.losses.kernel import is_transformed
 
 Reduction = Literal["mean", "none"]
 Temperature = float | int | Float[Tensor, ""] | Float[Tensor, "1"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from contrastive_core.distributed import gather as gather_rows
-from contrastive_core.losses.dense import Pairs
+from contrastive_core.losses.kernel import Pairs, is_transformed, without_autocast
 from contrastive_core.losses.products import TILE, similarities, transposed_weighted_sum, weighted_sum
 from contrastive_core.losses.rows import (
     Reduction,
@@ -24,7 +24,6 @@ from contrastive_core.losses.rows import (
     reduce,
     scalar,
 )
-from contrastive_core.losses.similarity import is_transformed, without_autocast
 from contrastive_core.losses.tiles import KEPT
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from contrastive_core.distributed import gather as gather_rows
+from contrastive_core.losses.kernel import Precision, Settings
 from contrastive_core.losses.rows import (
     Reduction,
     Temperature,
@@ -21,7 +22,7 @@ from contrastive_core.losses.rows import (
     normalise,
     reduce_valid,
 )
-from contrastive_core.losses.similarity import Precision, Settings, pair_terms, self_terms
+from contrastive_core.losses.similarity import pair_terms, self_terms
 
 _CLASS_TILE = 256
 """Side of the tiles that hold the pairs of one class."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from contrastive_core.losses.dense import EPSILON, Pairs, for_backward
+from contrastive_core.losses.kernel import EPSILON, Pairs, for_backward
 from contrastive_core.losses.products import TILE, similarities, transposed_weighted_sum, weighted_sum
 
 KEPT = 4
