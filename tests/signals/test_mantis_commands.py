@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from cl_signals.cli import app
-from cl_signals.mantis.classifier import Classifier
-from cl_signals.mantis.data import read_split, to_batch
+from cl_signals.mantis import SeriesClassifier
+from cl_signals.series import read_split, to_batch
 
 TINY = ["--preset", "tiny", "--steps", "3", "--batch-size", "16", "--no-progress"]
 
@@ -35,22 +35,17 @@ def refused(capsys, *words):
     return text
 
 
-def test_pretraining_leaves_a_whole_run_folder(place):
-    names = {entry.name for entry in (place / "enc").iterdir()}
-    assert {"config.yaml", "metrics.csv", "checkpoints", "tensorboard", "model.safetensors", "model.json"} <= names
-    assert {"results.json", "report.html", "environment.json"} <= names
-
-
 def test_embed_and_evaluate(place, capsys):
     data = place / "data" / "GunPoint"
-    assert run("embed", data / "GunPoint_TEST.ts", place / "enc", place / "z.npy", "--sizes", 256, "--sizes", 512) == 0
+    assert run("embed", place / "enc", data / "GunPoint_TEST.ts", place / "z.npy", "--sizes", 256, "--sizes", 512) == 0
     assert np.load(place / "z.npy").shape == (150, 512)
     capsys.readouterr()
-    words = ["evaluate", data, place / "enc", "--probes", "1nn", "--json", "--out", place / "e.csv", "--layer", 1]
+    words = ["evaluate", place / "enc", data, "--probes", "1nn", "--json", "--out", place / "e.csv", "--layer", 1]
     assert run(*words) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["accuracy"] > 0.7
-    assert "GunPoint" in (place / "e.md").read_text()
+    assert "GunPoint" in (place / "e.csv").read_text()
+    assert "--overwrite" in refused(capsys, *words)
 
 
 @pytest.mark.parametrize(
@@ -63,10 +58,10 @@ def test_embed_and_evaluate(place, capsys):
         ["--mode", "head", "--adapter", "variance:2"],
     ],
 )
-def test_fit_and_predict(place, tmp_path, options):
+def test_train_predict_and_evaluate(place, tmp_path, options, capsys):
     data = place / "data" / "BasicMotions"
     out = tmp_path / "clf"
-    words = ["fit", data, out, "--model", place / "enc", "--epochs", 3, "--batch-size", 16, "--no-progress"]
+    words = ["train", data, out, "--encoder", place / "enc", "--epochs", 3, "--batch-size", 16, "--no-progress"]
     assert run(*words, *options) == 0
     assert run("predict", out, data / "BasicMotions_TEST.ts", tmp_path / "p.csv") == 0
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
@@ -75,57 +70,58 @@ def test_fit_and_predict(place, tmp_path, options):
         probabilities = {name[5:]: float(value) for name, value in row.items() if name.startswith("prob_")}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
         assert row["label"] == max(probabilities, key=probabilities.get)
-    classifier = Classifier.load(out)
-    test = to_batch(read_split(data)[1], 512)
-    assert np.array_equal(classifier.predict_proba(test), Classifier.load(out).predict_proba(test))
+    series = read_split(data)[1]
+    classifier = SeriesClassifier.load(out)
+    assert np.array_equal(
+        classifier.predict_proba(to_batch(series)), SeriesClassifier.load(out).predict_proba(to_batch(series))
+    )
+    capsys.readouterr()
+    assert run("evaluate", out, data, "--json") == 0
+    *by_class, whole = json.loads(capsys.readouterr().out)
+    right = [row["label"] == label for row, label in zip(rows, series.y, strict=True)]
+    assert whole["accuracy"] == pytest.approx(np.mean(right))
+    assert [row["series"] for row in by_class] == [10] * 4
+    results = json.loads((out / "results.json").read_text())
+    assert np.trace(results["confusion"]["counts"]) == sum(right)
 
 
-def test_the_head_learns(place, tmp_path):
-    data = place / "data" / "BasicMotions"
-    words = ["fit", data, tmp_path / "c", "--model", place / "enc", "--epochs", 60, "--optim.lr", "0.005"]
-    assert run(*words, "--no-progress") == 0
-    assert json.loads((tmp_path / "c" / "results.json").read_text())["test_accuracy"] > 0.8
-
-
-def test_scratch_needs_no_encoder_and_resume_repeats_the_end(place, tmp_path):
-    data = place / "data" / "GunPoint" / "GunPoint_TRAIN.ts"
-    words = ["fit", data, tmp_path / "c", "--mode", "scratch", *TINY]
-    assert run(*words) == 0
-    before = (tmp_path / "c" / "model.safetensors").read_bytes()
-    assert run(*words, "--resume") == 0
-    assert (tmp_path / "c" / "model.safetensors").read_bytes() == before
-
-
-def test_existing_outputs_are_refused(place, capsys):
-    assert "--overwrite" in refused(capsys, "pretrain", place / "c.arrow", place / "enc", *TINY)
-    changed = ["pretrain", place / "c.arrow", place / "enc", *TINY, "--resume", "--optim.lr", "0.5"]
-    assert "differing: optim" in refused(capsys, *changed)
-    assert "--overwrite" in refused(capsys, "synth", place / "c.arrow", "--series", 3)
+def test_the_head_does_not_lose_to_the_probe(place, tmp_path, capsys):
+    """The head of a frozen encoder is the probe of `evaluate`."""
+    data = place / "data" / "ItalyPowerDemand"
+    assert run("train", data, tmp_path / "c", "--encoder", place / "enc") == 0
+    capsys.readouterr()
+    assert run("evaluate", place / "enc", data, "--probes", "logreg", "--json") == 0
+    (probe,) = json.loads(capsys.readouterr().out)
+    accuracy = json.loads((tmp_path / "c" / "results.json").read_text())["accuracy"]
+    assert accuracy == pytest.approx(probe["accuracy"], abs=0.003)
+    assert accuracy > 0.8
 
 
 def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
     data, out = place / "data" / "GunPoint", tmp_path / "out"
     one = tmp_path / "one.ts"
     one.write_text("@classLabel true a b\n@data\n1,2,3:a\n1,2,4:a\n")
-    head = ["--model", place / "enc", "--no-progress"]
-    assert "two classes" in refused(capsys, "fit", one, out, *head)
-    assert "starts from an encoder" in refused(capsys, "fit", data, out)
-    assert "--adapter" in refused(capsys, "fit", data, out, *head, "--adapter", "pca:9")
-    assert "missing" in refused(capsys, "fit", tmp_path / "nothing", out, *head)
+    head = ["--encoder", place / "enc", "--no-progress"]
+    assert "two classes" in refused(capsys, "train", one, out, *head)
+    assert "starts from an encoder" in refused(capsys, "train", data, out)
+    assert "--adapter" in refused(capsys, "train", data, out, *head, "--adapter", "pca:9")
+    assert "missing" in refused(capsys, "train", tmp_path / "nothing", out, *head)
     assert "--optim.lr" in refused(capsys, "pretrain", place / "c.arrow", out, "--optim.lr", "-1")
     assert "missing" in refused(capsys, "pretrain", tmp_path / "c.arrow", out)
-    assert "missing" in refused(capsys, "embed", data / "GunPoint_TEST.ts", tmp_path / "no", tmp_path / "z.npy")
-    assert "no classifier" in refused(capsys, "predict", place / "enc", data / "GunPoint_TEST.ts", tmp_path / "p.csv")
-    assert "--layer" in refused(capsys, "evaluate", data, place / "enc", "--layer", 7)
+    assert "missing" in refused(capsys, "embed", tmp_path / "no", data / "GunPoint_TEST.ts", tmp_path / "z.npy")
+    assert "no mantis-classifier" in refused(
+        capsys, "predict", place / "enc", data / "GunPoint_TEST.ts", tmp_path / "p.csv"
+    )
+    assert "--layer" in refused(capsys, "evaluate", place / "enc", data, "--layer", 7)
     assert "refused" in refused(capsys, "import-weights", _pickle(tmp_path), tmp_path / "w")
     assert not (tmp_path / "p.csv").exists()
     assert not (tmp_path / "z.npy").exists()
-    assert not (out / "model.json").exists()
+    assert not out.exists()
 
 
 def test_other_channels_at_prediction_are_refused(place, tmp_path, capsys):
     data = place / "data"
-    words = ["fit", data / "GunPoint", tmp_path / "c", "--model", place / "enc", "--epochs", 1, "--no-progress"]
+    words = ["train", data / "GunPoint", tmp_path / "c", "--encoder", place / "enc", "--no-progress"]
     assert run(*words) == 0
     text = refused(
         capsys, "predict", tmp_path / "c", data / "BasicMotions" / "BasicMotions_TEST.ts", tmp_path / "p.csv"
@@ -141,7 +137,7 @@ def test_import_weights_makes_a_usable_encoder(place, tmp_path):
 
     torch.save(MantisV2(device="cpu", pre_training=True).state_dict(), tmp_path / "w.pt")
     assert run("import-weights", tmp_path / "w.pt", tmp_path / "w") == 0
-    assert run("embed", place / "data" / "GunPoint" / "GunPoint_TRAIN.ts", tmp_path / "w", tmp_path / "z.npy") == 0
+    assert run("embed", tmp_path / "w", place / "data" / "GunPoint" / "GunPoint_TRAIN.ts", tmp_path / "z.npy") == 0
     assert np.load(tmp_path / "z.npy").shape == (50, 512)
 
 

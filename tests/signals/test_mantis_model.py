@@ -13,12 +13,13 @@ from cl_signals.mantis.adapters import (
     VarianceBasedSelector,
     parse_adapter,
 )
-from cl_signals.mantis.augment import RandomCropResize
-from cl_signals.mantis.embed import embed, resize
-from cl_signals.mantis.model import Mantis, MantisConfig, load_model, save_model
+from cl_signals.mantis.inference import Readout, embed
+from cl_signals.mantis.model import Mantis, MantisConfig
 from cl_signals.mantis.objective import mantis_contrastive
 from cl_signals.mantis.tokens import ConvPatches, ScalarEncoder
+from cl_signals.mantis.views import ViewSettings, random_crop_resize
 from cl_signals.mantis.weights import import_state, read_state
+from cl_signals.series import resize
 from contrastive_core.errors import InputError
 from mantis.architecture import MantisV1, MantisV2
 
@@ -124,12 +125,12 @@ def test_channels_are_encoded_on_their_own(tiny):
     z = embed(tiny, x)
     np.testing.assert_allclose(embed(tiny, x[:, [2, 0, 3, 1]]), z[:, [2, 0, 3, 1]], atol=1e-5)
     assert z.shape == (3, 4, 256)
-    assert embed(tiny, x, sizes=(256, 512)).shape == (3, 4, 512)
+    assert embed(tiny, x, Readout(sizes=(256, 512))).shape == (3, 4, 512)
 
 
 def test_constant_series_and_low_precision_are_finite_and_close(tiny, series):
     exact = embed(tiny, series.numpy())
-    half = embed(tiny, series.numpy(), precision="bf16")
+    half = embed(tiny, series.numpy(), Readout(precision="bf16"))
     assert np.isfinite(exact).all()
     cosine = (exact * half).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(half, axis=-1)
     assert cosine.min() > 0.99
@@ -148,9 +149,9 @@ def test_bad_series_are_refused(tiny):
             embed(tiny, bad)
     for sizes in ((100,), (32,), ()):
         with pytest.raises(InputError):
-            embed(tiny, x, sizes=sizes)
+            embed(tiny, x, Readout(sizes=sizes))
     with pytest.raises(InputError, match="--layer"):
-        embed(tiny, x, layer=3)
+        embed(tiny, x, Readout(layer=3))
     with pytest.raises(InputError, match="one length"):
         Mantis(MantisConfig.preset("v1")).eval()(torch.zeros(1, 1, 256))
 
@@ -158,21 +159,26 @@ def test_bad_series_are_refused(tiny):
 def test_crop_without_rate_is_the_identity_and_keeps_ramps():
     x = torch.arange(64.0).expand(3, 1, 64)
     generator = torch.Generator().manual_seed(0)
-    assert torch.equal(RandomCropResize((0.0, 0.0))(x, generator), x)
-    cropped = RandomCropResize((0.2, 0.2))(x, generator)[0, 0]
+    assert torch.equal(random_crop_resize(x, ViewSettings(crop=0.0), generator), x)
+    cropped = random_crop_resize(x, ViewSettings(), generator)[0, 0]
     slope = cropped[2:-2].diff()
     torch.testing.assert_close(slope, slope[:1].expand_as(slope), atol=1e-4, rtol=0)
-    together = RandomCropResize()(x, generator)
+    together = random_crop_resize(x, ViewSettings(), generator)
     assert torch.equal(together[0], together[1])
-    apart = RandomCropResize(per_sample=True)(x, generator)
+    apart = random_crop_resize(x, ViewSettings(per_sample=True), generator)
     assert not torch.equal(apart[0], apart[1])
 
 
 def test_crop_equals_interpolation_of_the_window():
     x = torch.randn(1, 1, 100, generator=torch.Generator().manual_seed(0))
-    cropped = RandomCropResize((0.2, 0.2))(x, torch.Generator().manual_seed(5))
-    windows = [F.interpolate(x[..., s : s + 80], size=100, mode="linear") for s in range(21)]
-    assert min(float((window - cropped).abs().max()) for window in windows) < 1e-5
+    windows = {
+        (length, start): F.interpolate(x[..., start : start + length], size=100, mode="linear")
+        for length in range(80, 101)
+        for start in range(101 - length)
+    }
+    for seed in range(5):
+        cropped = random_crop_resize(x, ViewSettings(crop=0.2), torch.Generator().manual_seed(seed))
+        assert min(float((window - cropped).abs().max()) for window in windows.values()) < 1e-5
 
 
 def test_resize_keeps_ramps_inside_the_borders():
@@ -190,11 +196,11 @@ def test_objective_closed_forms():
 
 
 def test_save_and_load(tiny, series, tmp_path):
-    save_model(tiny, tmp_path / "m")
+    tiny.save(tmp_path / "m")
     with torch.no_grad():
-        assert torch.equal(load_model(tmp_path / "m")(series), tiny(series))
+        assert torch.equal(Mantis.load(tmp_path / "m")(series), tiny(series))
     with pytest.raises(InputError, match="missing"):
-        load_model(tmp_path / "nothing")
+        Mantis.load(tmp_path / "nothing")
 
 
 class Malicious:

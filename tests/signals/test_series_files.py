@@ -1,12 +1,16 @@
 """Readers: every format, aeon as oracle, every refusal."""
 
+import io
+import zipfile
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from aeon.datasets import load_from_ts_file
-from cl_signals.mantis.data import find_sets, read_series, read_split, to_batch
-from cl_signals.mantis.samples import _packaged, benchmark_sets, write_samples
+from cl_signals.series import find_sets, read_labelled, read_series, read_split, to_batch
+from cl_signals.series.samples import benchmark_sets, write_samples
+from contrastive_core.data import packaged
 from contrastive_core.errors import ContrastiveWarning, InputError
 
 HEADER = "@problemName x\n@timestamps false\n@univariate true\n@classLabel true a b\n@data\n"
@@ -14,13 +18,13 @@ HEADER = "@problemName x\n@timestamps false\n@univariate true\n@classLabel true 
 
 @pytest.mark.parametrize("name", ["GunPoint", "BasicMotions", "JapaneseVowels", "PickupGestureWiimoteZ"])
 def test_ts_equals_aeon(name):
-    path = _packaged("aeon", "datasets/data") / name / f"{name}_TRAIN.ts"
+    path = packaged("aeon", "datasets/data") / name / f"{name}_TRAIN.ts"
     ours = read_series(path)
     x, y = load_from_ts_file(str(path))
     assert [label.lower() for label in ours.y] == [str(label) for label in y]  # aeon lowers the case
-    for mine, theirs in zip(ours.x, x, strict=True):
+    for series, theirs in zip(ours.x, x, strict=True):
         theirs = theirs[:, ~np.isnan(theirs).all(0)]
-        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+        np.testing.assert_allclose(series, theirs, rtol=1e-6)
 
 
 def test_every_format_reads_the_same(tmp_path):
@@ -66,6 +70,58 @@ def test_gaps_are_filled_and_padding_is_cut(tmp_path):
         assert read_series(tmp_path / "b.ts").x[0].tolist() == [[1, 2], [0, 0]]
 
 
+def test_labels_and_ids_are_strings_as_written(tmp_path):
+    (tmp_path / "a.csv").write_bytes(
+        b"\xef\xbb\xbfseries_id,t,value,label\n007,0,1,01\n007,1,,01\n1_1,0,2,\xe2\x80\xa8x\n1_1,1,3,\xe2\x80\xa8x\n"
+    )
+    read = read_series(tmp_path / "a.csv")
+    assert read.ids == ["007", "1_1"]
+    assert read.y == ["01", "x"]
+    np.savez(tmp_path / "a.npz", X=np.zeros((2, 3)), y=np.array([1.0, 2.0]))
+    assert read_series(tmp_path / "a.npz").y == ["1", "2"]
+
+
+def test_header_lines_mean_the_same_in_any_case(tmp_path):
+    for word in ("True", "TRUE", "true"):
+        (tmp_path / "a.TS").write_text(HEADER.replace("@classLabel true", f"@ClassLabel {word}") + "1,2:a\n3,4:b\n")
+        read = read_series(tmp_path / "a.TS")
+        assert (read.channels, read.y) == (1, ["a", "b"])
+    (tmp_path / "r.ts").write_text(HEADER.replace("@classLabel true a b", "@targetLabel true") + "1,2:0.5\n3,4:1\n")
+    with pytest.warns(ContrastiveWarning, match="targets"):
+        read = read_series(tmp_path / "r.ts")
+    assert (read.channels, read.y) == (1, None)
+
+
+def test_empty_fields_at_the_start_are_gaps(tmp_path):
+    (tmp_path / "a.tsv").write_text("1\t\t\t3\t4\n2\t1\t2\t3\t4\n")
+    (tmp_path / "a.ts").write_text(HEADER + ",,3,4:a\n1,2,3,4:b\n")
+    for name in ("a.tsv", "a.ts"):
+        assert read_series(tmp_path / name).x[0].tolist() == [[3, 3, 3, 4]]
+
+
+def test_parts_are_known_in_any_case_and_what_is_left_out_is_named(tmp_path):
+    for part in ("Train", "Test"):
+        (tmp_path / "one").mkdir(exist_ok=True)
+        (tmp_path / "one" / f"gun_{part}.ts").write_text(HEADER + "1,2:a\n3,4:b\n")
+    assert read_split(tmp_path / "one")[0].name == "gun"
+    assert read_labelled(tmp_path / "one" / "gun_Train.ts")[1] is not None
+    assert read_labelled(tmp_path / "one" / "gun_Test.ts")[1] is None
+    (tmp_path / "notes").mkdir()
+    with pytest.warns(ContrastiveWarning, match="no set in notes"):
+        assert find_sets(tmp_path) == [tmp_path / "one"]
+
+
+def test_a_small_file_cannot_claim_much_memory(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**6)})
+    (tmp_path / "a.npy").write_bytes(header.getvalue())
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("X.npy", header.getvalue())
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(InputError, match="claims"):
+            read_series(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
@@ -86,6 +142,16 @@ def test_gaps_are_filled_and_padding_is_cut(tmp_path):
         ("a.parquet", b"PAR1", "cannot be read"),
         ("a.arrow", b"ARROW1", "cannot be read"),
         ("a.csv", "series_id,t\n1,2\n", "lacks a column"),
+        ("a.csv", "series_id,t,value\n1,0,1,9\n", "line 2"),
+        ("a.csv", "series_id,t,value\n1,nan,1\n", "time is missing"),
+        ("a.csv", "series_id,channel,t,value\n1,a,0,1\n1,b,1,2\n", "other times"),
+        ("a.csv", "series_id,t,value,label\n1,0,1,\n", "no class"),
+        ("a.csv", "series_id,t,value\n,0,1\n", "an id"),
+        ("a.csv", "series_id,t,value\n1,0,1_1\n", "not a number"),
+        ("a.ts", HEADER + "1,2,3:1,2:a\n", "differ in length"),
+        ("a.ts", HEADER + "1,1e20,3:a\n", "fill value"),
+        ("a.ts", HEADER.replace("true a b", "maybe") + "1:a\n", "neither true nor false"),
+        ("a.tsv", "nan\t1\t2\n\t1\t2\n", "no class"),
         ("a.csv", "series_id,t,value\n1,0,x\n", "not a number"),
         ("a.csv", "series_id,t,value\n1,0,1\n1,0,2\n", "given twice"),
         ("a.csv", "series_id,channel,t,value\n1,a,0,1\n1,b,0,2\n2,a,0,1\n", "channel is missing"),
@@ -107,8 +173,12 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(InputError):
             read_series(tmp_path / "a.npz")
     np.save(tmp_path / "o.npy", np.array([object()]), allow_pickle=True)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="pickled"):
         read_series(tmp_path / "o.npy")
+    for labels, text in (([0.0, np.nan], "no class"), ([0.0, 0.5], "whole number")):
+        np.savez(tmp_path / "a.npz", X=np.zeros((2, 3)), y=np.array(labels))
+        with pytest.raises(InputError, match=text):
+            read_series(tmp_path / "a.npz")
 
 
 def test_folders_that_hold_no_set_are_refused(tmp_path):
@@ -128,15 +198,15 @@ def test_folders_that_hold_no_set_are_refused(tmp_path):
 def test_samples_are_the_original_files(tmp_path):
     folders = write_samples(tmp_path / "s")
     assert len(find_sets(tmp_path / "s")) == len(folders) == 5
-    source = _packaged("aeon", "datasets/data") / "GunPoint" / "GunPoint_TRAIN.ts"
+    source = packaged("aeon", "datasets/data") / "GunPoint" / "GunPoint_TRAIN.ts"
     assert (tmp_path / "s" / "GunPoint" / "GunPoint_TRAIN.ts").read_bytes() == source.read_bytes()
     with pytest.raises(InputError, match="--overwrite"):
         write_samples(tmp_path / "s")
 
 
 def test_benchmark_sets_say_what_is_left_out(tmp_path):
-    found, skipped = benchmark_sets()
-    assert {"GunPoint", "Trace", "JapaneseVowels"} <= set(found)
+    sets, skipped = benchmark_sets()
+    assert {"GunPoint", "Trace", "JapaneseVowels"} <= set(sets)
     assert set(skipped) == {"GestureMidAirD1", "EyesOpenShut"}
     x, y = np.random.default_rng(0).normal(size=(4, 10)), np.array([0, 1, 0, 1])
     (tmp_path / "gesture_mid_air_d1").mkdir()

@@ -152,7 +152,8 @@ class VarianceBasedSelector:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and description to save."""
-        assert self._keep is not None
+        if self._keep is None:
+            raise InputError("the adapter was not fitted", remedy="call fit with training series first")
         return {"keep": self._keep}, {"kind": "variance", "channels": self.channels}
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from contrastive_core.errors import InputError
-from contrastive_core.weights import load_weights, save_weights
+from contrastive_core.weights import load_model, save_weights
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from cl_signals.mantis.tokens import TokenGenerator
 
 Token = Literal["cls", "mean", "combined"]
 Preset = Literal["v1", "v2", "tiny"]
+KIND = "mantis-encoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +155,25 @@ class Mantis(nn.Module):
         """Length of one channel's embedding."""
         return self.config.hidden * (2 if token == "combined" else 1)
 
+    def save(self, folder: Path | str | os.PathLike[str]) -> None:
+        """Write the encoder as ``model.safetensors`` and ``model.json``, into a run folder for instance."""
+        save_weights(folder, self.state_dict(), {"kind": KIND, "config": self.config.to_dict()})
+
+    @classmethod
+    def load(cls, folder: Path | str | os.PathLike[str]) -> "Mantis":
+        """Read an encoder written by :meth:`save` or by pre-training, in eval mode.
+
+        Raises:
+            InputError: The folder holds no encoder, or its files are missing or corrupt.
+        """
+
+        def build(state: dict[str, Tensor], description: dict[str, Any]) -> Mantis:
+            model = cls(MantisConfig.from_dict(description["config"]))
+            model.load_state_dict(state)
+            return model.eval()
+
+        return load_model(folder, KIND, build, made_by="cl-signals mantis pretrain")
+
     def layer_index(self, layer: int) -> int:
         """Resolve -1 to the last layer.
 
@@ -281,32 +302,3 @@ def _rotary(config: MantisConfig) -> tuple[Tensor | None, Tensor | None, Tensor 
     scale = base ** ((position[:, None] - count // 2) / 512)
     both = torch.cat([scale, scale], 1) if config.xpos_layout == "concat" else scale.repeat_interleave(2, 1)
     return angle.cos(), angle.sin(), both
-
-
-def save_model(model: Mantis, folder: Path | str) -> None:
-    """Write an encoder as ``model.safetensors`` and ``model.json``."""
-    save_weights(folder, model.state_dict(), {"kind": "mantis-encoder", "config": model.config.to_dict()})
-
-
-def load_model(folder: Path | str) -> Mantis:
-    """Read an encoder written by :func:`save_model` or by pre-training, in eval mode.
-
-    Raises:
-        InputError: The folder holds no encoder, or its files are missing or corrupt.
-    """
-    state, description = load_weights(folder)
-    if description.get("kind") != "mantis-encoder":
-        raise InputError(
-            "the folder holds no Mantis encoder",
-            where=folder,
-            why=f"it holds a {description.get('kind', 'model of unknown kind')}",
-            remedy="name a folder written by `cl-signals mantis pretrain` or `import-weights`",
-        )
-    model = Mantis(MantisConfig.from_dict(description.get("config", {})))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(
-            "the encoder's weights do not fit its description", where=folder, why=str(error).splitlines()[-1].strip()
-        ) from error
-    return model.eval()

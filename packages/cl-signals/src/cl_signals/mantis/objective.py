@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def mantis_contrastive(
-    query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], *, temperature: float = 0.1
+    query: Float[Tensor, "b d"], key: Float[Tensor, "b d"], *, temperature: float = 0.1, gather: bool = False
 ) -> Float[Tensor, ""]:
     """``L = -(1/B) sum_i log( exp(q_i k_i / tau) / sum_j exp(q_i k_j / tau) )`` (Mantis, eq. 1).
 
@@ -17,5 +17,6 @@ def mantis_contrastive(
         query: Projections of the first view.
         key: Projections of the second view.
         temperature: Temperature tau, positive.
+        gather: Take the keys of all processes.
     """
-    return info_nce(query, key, temperature=temperature)
+    return info_nce(query, key, temperature=temperature, gather=gather)

@@ -1,12 +1,12 @@
 """Reading checkpoints of the original implementation from a local file."""
 
 import dataclasses
-import pickle
 import re
 from pathlib import Path
 
 import torch
 from contrastive_core.errors import InputError
+from contrastive_core.weights import read_tensors
 from torch import Tensor
 
 from cl_signals.mantis.model import Mantis, MantisConfig
@@ -46,37 +46,12 @@ class ImportReport:
 
 
 def read_state(path: Path | str) -> dict[str, Tensor]:
-    """Read tensors from a ``.safetensors`` file, or from a torch file without running any code in it.
+    """Tensors of a local checkpoint, under the names of the original implementation.
 
     Raises:
         InputError: The file is missing, is no checkpoint, or would run code when loaded.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            "the checkpoint is missing", where=path, remedy="download it elsewhere and name its local path"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            "the checkpoint was refused",
-            where=path,
-            why="it holds more than tensors, and loading it could run foreign code",
-            remedy="use the .safetensors form of the checkpoint",
-        ) from error
-    except Exception as error:  # truncated and foreign files fail in many ways inside the readers
-        raise InputError("the checkpoint cannot be read", where=path, why=str(error).splitlines()[0]) from error
-    for name in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError("the checkpoint holds no state dict of tensors", where=path)
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return {name.removeprefix("module."): value for name, value in read_tensors(path).items()}
 
 
 def import_state(state: dict[str, Tensor], *, strict: bool = True) -> tuple[Mantis, ImportReport]:

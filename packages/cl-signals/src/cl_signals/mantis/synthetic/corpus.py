@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contrastive_core.arrays import load_npy, load_npz
 from contrastive_core.errors import InputError
-from contrastive_core.files import atomic_write, write_json
+from contrastive_core.files import atomic_write, reading, refuse_existing, write_json
 from jaxtyping import Float
 
 from cl_signals.mantis.synthetic.generator import CauKerSettings, batches_of_series
@@ -46,8 +47,7 @@ def write_corpus(
     out = Path(out)
     if out.suffix not in (".arrow", ".npz", ".npy"):
         raise InputError("unknown corpus format", where=out, remedy="end the name in .arrow, .npz or .npy")
-    if out.exists() and not overwrite:
-        raise InputError("the corpus exists already", where=out, remedy="name another file, or pass --overwrite")
+    refuse_existing(out, overwrite)
     digest, dropped = hashlib.sha256(), 0
     blocks = batches_of_series(settings, count, seed=seed, workers=workers)
     with atomic_write(out) as temporary, _bar(count, progress) as advance:
@@ -83,17 +83,8 @@ def read_corpus(path: Path | str) -> Float[np.ndarray, "n l"]:
     path = Path(path)
     if not path.is_file():
         raise InputError("the corpus is missing", where=path, remedy="check the path, or draw one with `synth`")
-    try:
+    with reading(path, "the corpus cannot be read", "draw it again, or restore it from a copy"):
         series = _read_numpy(path) if path.suffix in (".npz", ".npy") else _read_arrow(path)
-    except InputError:
-        raise
-    except Exception as error:  # pyarrow and numpy raise many types for a damaged file
-        raise InputError(
-            "the corpus cannot be read",
-            where=path,
-            why=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            remedy="draw it again, or restore it from a copy",
-        ) from error
     if series.ndim != 2 or not series.size:
         raise InputError("a corpus is an array of (series, time)", where=path, why=f"got shape {series.shape}")
     if not np.isfinite(series).all():
@@ -152,11 +143,12 @@ class _Arrow:
 
 
 def _read_numpy(path: Path) -> np.ndarray:
-    loaded = np.load(path, allow_pickle=False)
-    if path.suffix == ".npz":
-        names = loaded.files
-        loaded = loaded["series" if "series" in names else names[0]]
-    return np.asarray(loaded, dtype=np.float32)
+    if path.suffix == ".npy":
+        return load_npy(path).astype(np.float32)
+    arrays = load_npz(path)
+    if "series" not in arrays and len(arrays) != 1:
+        raise InputError("the corpus is not named", where=path, why=f"arrays: {', '.join(arrays)}; need series")
+    return arrays["series" if "series" in arrays else next(iter(arrays))].astype(np.float32)
 
 
 def _read_arrow(path: Path) -> np.ndarray:

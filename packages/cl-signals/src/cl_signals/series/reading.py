@@ -1,44 +1,17 @@
-"""Labelled and unlabelled series: what a file or folder holds once it has been read, repaired and checked."""
+"""Reading series: one file, a set with its training and test part, a folder of sets; repaired and checked."""
 
-import dataclasses
+import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from contrastive_core.errors import ContrastiveWarning, InputError
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from cl_signals.mantis.embed import resize
-from cl_signals.mantis.formats import SUFFIXES, RawSeries, holds_split, read_raw, read_split_npz
+from cl_signals.series.formats import LARGEST, SUFFIXES, RawSeries, holds_split, read_raw, read_split_npz
+from cl_signals.series.sets import SeriesSet
 
-
-@dataclasses.dataclass(frozen=True)
-class SeriesSet:
-    """Series of one set, free of NaN; lengths may differ, channels do not.
-
-    Attributes:
-        name: Name of the set.
-        x: Series, each ``float32 [channels, time]``.
-        y: Class names, or ``None`` without labels.
-        ids: Name of each series.
-        notes: Repairs made while reading.
-    """
-
-    name: str
-    x: list[np.ndarray]
-    y: list[str] | None
-    ids: list[str]
-    notes: list[str]
-
-    @property
-    def channels(self) -> int:
-        """Number of channels."""
-        return int(self.x[0].shape[0])
-
-    def __len__(self) -> int:
-        return len(self.x)
+_PART = re.compile(r"_(train|test)(?=$|[._])", re.IGNORECASE)
 
 
 def read_series(path: Path | str) -> SeriesSet:
@@ -64,7 +37,7 @@ def read_split(path: Path | str) -> tuple[SeriesSet, SeriesSet]:
     Args:
         path: A folder holding ``<Name>_TRAIN.ts`` and ``<Name>_TEST.ts`` (or another format), or
             ``X_train.npy``, ``y_train.npy``, ``X_test.npy``, ``y_test.npy``; or the training file of such a pair; or an
-            ``.npz`` of these four arrays, or a folder with just that.
+            ``.npz`` of these four arrays, or a folder with just that. Case does not matter in these names.
 
     Raises:
         InputError: A part is missing, the parts differ in channels, or a file cannot be read.
@@ -96,124 +69,122 @@ def find_sets(path: Path | str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError("the data folder is missing", where=path, remedy="check the path, or run `sample-data` first")
-    found = [
-        folder for folder in [path, *sorted(entry for entry in path.iterdir() if entry.is_dir())] if _has_pair(folder)
-    ]
-    if not found:
+    folders = [path, *sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")]
+    sets = [folder for folder in folders if _has_pair(folder)]
+    if left := [folder.name for folder in folders[1:] if folder not in sets]:
+        warnings.warn(f"no set in {', '.join(left)}: left out", ContrastiveWarning, stacklevel=2)
+    if not sets:
         raise InputError(
             "the folder holds no data set",
             where=path,
             why="no <Name>_TRAIN and <Name>_TEST files, no X_train.npy",
             remedy="lay each set in a folder of its own, or run `cl-signals mantis sample-data` for an example",
         )
-    return found
+    return sets
 
 
-def to_batch(series: SeriesSet, length: int = 512) -> Float[np.ndarray, "n c length"]:
-    """All series of a set, each resized to one length by linear interpolation."""
-    by_length: dict[int, list[int]] = {}
-    for index, each in enumerate(series.x):
-        by_length.setdefault(each.shape[1], []).append(index)
-    out = np.empty((len(series), series.channels, length), dtype=np.float32)
-    for places in by_length.values():
-        out[places] = resize(torch.from_numpy(np.stack([series.x[place] for place in places])), length).numpy()
-    return out
+def read_labelled(path: Path | str) -> tuple[SeriesSet, SeriesSet | None]:
+    """A labelled set to train on: with its test part, or a single file without one.
 
-
-def class_names(series: SeriesSet) -> list[str]:
-    """Classes of a labelled set in sorted order.
+    Args:
+        path: The folder of a set, its training file, an ``.npz`` of both parts, or a single labelled file.
 
     Raises:
-        InputError: There are no labels, or fewer than two classes.
+        InputError: As :func:`read_split` and :func:`read_series`.
     """
-    if series.y is None:
-        raise InputError("the series carry no labels", where=series.name, remedy="use a labelled file")
-    classes = sorted(set(series.y))
-    if len(classes) < 2:
-        raise InputError(
-            "a classifier needs at least two classes",
-            where=series.name,
-            why=f"every series is of class {classes[0]}",
-            remedy="add series of another class",
-        )
-    return classes
+    path = Path(path)
+    if path.is_file() and not is_part(path, "train") and not holds_split(path):
+        return read_series(path), None
+    return read_split(path)
 
 
-def encode_labels(labels: Sequence[str], classes: Sequence[str], where: str) -> Int[np.ndarray, " n"]:
-    """Class numbers 0..K-1.
+def read_test(path: Path | str) -> SeriesSet:
+    """Series to score on: the test part of a set's folder, or a single file.
 
     Raises:
-        InputError: A label is not among the classes.
+        InputError: As :func:`read_split` and :func:`read_series`.
     """
-    place = {name: index for index, name in enumerate(classes)}
-    for index, label in enumerate(labels):
-        if label not in place:
-            raise InputError(
-                "a label is unknown",
-                where=where,
-                why=f"series {index} has label {label}; known: {', '.join(classes[:10])}",
-                remedy="correct the label, or train with series of that class",
-            )
-    return np.array([place[label] for label in labels])
+    path = Path(path)
+    return read_split(path)[1] if path.is_dir() or holds_split(path) else read_series(path)
+
+
+def is_part(path: Path, part: str) -> bool:
+    """Whether a file's name says that it is the part (``train`` or ``test``) of a set, in any case of letters."""
+    match = _PART.search(path.stem)
+    labels = path.name.lower() in ("y_train.npy", "y_test.npy")
+    return match is not None and not labels and match[1].lower() == part
 
 
 def _bundle(path: Path) -> Path | None:
     """An npz that holds both parts: the file itself, or the only one of a folder."""
-    found = [path] if path.suffix == ".npz" else sorted(path.glob("*.npz")) if path.is_dir() else []
-    return found[0] if len(found) == 1 and found[0].is_file() and holds_split(found[0]) else None
+    files = [path] if path.is_file() else _files(path) if path.is_dir() else []
+    archives = [file for file in files if file.suffix.lower() == ".npz"]
+    return archives[0] if len(archives) == 1 and holds_split(archives[0]) else None
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files of a folder that can hold series, in order of name."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _pair(path: Path) -> tuple[Path, Path]:
+    if not path.exists():
+        raise InputError("the data set is missing", where=path, remedy="check the path")
     if path.is_file():
-        if "_TRAIN" not in path.name:
+        if not is_part(path, "train"):
             raise InputError(
                 "a single file has no test part",
                 where=path,
                 remedy="name the folder of the set, or its <Name>_TRAIN file",
             )
-        train, test = path, path.with_name(path.name.replace("_TRAIN", "_TEST"))
-    elif path.is_dir():
-        train, test = _in_folder(path)
+        train, folder = path, path.parent
     else:
-        raise InputError("the data set is missing", where=path, remedy="check the path")
-    if not test.is_file():
-        raise InputError("the test part is missing", where=test, remedy="lay it beside the training part")
-    return train, test
+        train, folder = _training_file(path), path
+    name = _name(train)
+    tests = [file for file in _files(folder) if is_part(file, "test") and _name(file) == name]
+    if not tests:
+        raise InputError("the test part is missing", where=train, remedy="lay <Name>_TEST beside the training part")
+    same = [file for file in tests if file.suffix == train.suffix] or tests
+    if len(same) > 1:
+        why = ", ".join(file.name for file in same)
+        raise InputError("the set has several test parts", where=folder, why=why, remedy="keep one of them")
+    return train, same[0]
 
 
-def _in_folder(path: Path) -> tuple[Path, Path]:
-    if (path / "X_train.npy").is_file():
-        return path / "X_train.npy", path / "X_test.npy"
-    trains = sorted(entry for entry in path.iterdir() if "_TRAIN" in entry.name and entry.suffix in SUFFIXES)
+def _training_file(folder: Path) -> Path:
+    trains = [file for file in _files(folder) if is_part(file, "train")]
     if not trains:
-        empty = "the folder is empty" if not any(path.iterdir()) else "no <Name>_TRAIN file and no X_train.npy"
+        files = [file.name for file in folder.iterdir()]
         raise InputError(
             "the folder holds no data set",
-            where=path,
-            why=empty,
+            where=folder,
+            why=f"no <Name>_TRAIN file and no X_train.npy among {', '.join(files[:5])}" if files else "it is empty",
             remedy="lay <Name>_TRAIN.ts and <Name>_TEST.ts there, or run `cl-signals mantis sample-data`",
         )
     if len(trains) > 1:
         raise InputError(
             "the folder holds several training parts",
-            where=path,
-            why=", ".join(entry.name for entry in trains[:3]),
+            where=folder,
+            why=", ".join(file.name for file in trains[:3]),
             remedy="name one of these files, or keep one set a folder",
         )
-    return trains[0], trains[0].with_name(trains[0].name.replace("_TRAIN", "_TEST"))
+    return trains[0]
+
+
+def _name(path: Path) -> str:
+    """Name of the set a part belongs to."""
+    return "" if path.name.lower() in ("x_train.npy", "x_test.npy") else _PART.sub("", path.stem)
 
 
 def _has_pair(folder: Path) -> bool:
-    if (folder / "X_train.npy").is_file() or _bundle(folder) is not None:
-        return True
-    return any("_TRAIN" in entry.name and entry.suffix in SUFFIXES for entry in folder.iterdir())
+    return _bundle(folder) is not None or any(is_part(file, "train") for file in _files(folder))
 
 
 def _clean(path: Path, raw: RawSeries) -> SeriesSet:
     if not raw.x:
         raise InputError("the file holds no series", where=path, remedy="check that it was written to its end")
     channels = raw.x[0].shape[0]
-    notes: list[str] = []
+    notes = list(raw.notes)
     clean = []
     for name, series in zip(raw.ids, raw.x, strict=True):
         if series.shape[0] != channels:
@@ -225,10 +196,17 @@ def _clean(path: Path, raw: RawSeries) -> SeriesSet:
             )
         if np.isinf(series).any():
             raise InputError("the series hold infinite values", where=path, why=f"series {name}")
+        if (np.abs(series) > LARGEST).any():
+            raise InputError(
+                "a value is a fill value, or absurd",
+                where=path,
+                why=f"series {name} holds {series[np.abs(series) > LARGEST][0]:g}",
+                remedy="write gaps as NaN",
+            )
         clean.append(_fill(series, name, notes, path))
     for note in notes:
         warnings.warn(f"{path.name}: {note}", ContrastiveWarning, stacklevel=3)
-    return SeriesSet(path.stem.replace("_TRAIN", "").replace("_TEST", ""), clean, raw.y, raw.ids, notes)
+    return SeriesSet(_name(path) or path.parent.name, clean, raw.y, raw.ids, notes)
 
 
 def _fill(series: np.ndarray, name: str, notes: list[str], path: Path) -> Float[np.ndarray, "c t"]:
@@ -237,10 +215,10 @@ def _fill(series: np.ndarray, name: str, notes: list[str], path: Path) -> Float[
         raise InputError("a series has no values", where=path, why=f"series {name} has length zero")
     if not missing.any():
         return np.ascontiguousarray(series, dtype=np.float32)
-    filled = np.flatnonzero(~missing.all(0))
-    if not len(filled):
+    times = np.flatnonzero(~missing.all(0))
+    if not len(times):
         raise InputError("a series has no values", where=path, why=f"series {name} holds nothing but NaN")
-    series, missing = series[:, : filled[-1] + 1].astype(np.float64), missing[:, : filled[-1] + 1]
+    series, missing = series[:, : times[-1] + 1].astype(np.float64), missing[:, : times[-1] + 1]
     time = np.arange(series.shape[1])
     for channel, gaps in zip(series, missing, strict=True):
         if gaps.all():

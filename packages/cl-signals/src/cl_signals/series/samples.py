@@ -1,13 +1,15 @@
 """Real series that come with packages: the UCR/UEA sets in the wheels of aeon and tslearn."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
+import numpy as np
+from contrastive_core.data import packaged
 from contrastive_core.errors import InputError
 from contrastive_core.files import atomic_write
 
-from cl_signals.mantis.data import SeriesSet, read_split
+from cl_signals.series.reading import read_split
+from cl_signals.series.sets import SeriesSet
 
 SAMPLES = ("GunPoint", "ItalyPowerDemand", "ArrowHead", "BasicMotions", "JapaneseVowels")
 """Small univariate and multivariate sets written by :func:`write_samples`."""
@@ -41,7 +43,7 @@ def write_samples(out: Path | str, *, overwrite: bool = False) -> list[Path]:
     Raises:
         InputError: aeon is not installed, or a set is already there.
     """
-    source, out = _packaged("aeon", "datasets/data"), Path(out)
+    source, out = packaged("aeon", "datasets/data"), Path(out)
     if source is None:
         raise InputError(
             "the sample data are not installed",
@@ -78,27 +80,18 @@ def benchmark_sets(folder: Path | str | None = None) -> tuple[dict[str, tuple[Se
         if not Path(folder).is_dir():
             raise InputError("the data folder is missing", where=folder, remedy="check the path")
         own = {_plain(entry.name): entry for entry in Path(folder).iterdir() if entry.is_dir()}
-    aeon = _packaged("aeon", "datasets/data")
-    found, skipped = {}, {}
+    aeon = packaged("aeon", "datasets/data")
+    sets, skipped = {}, {}
     for name in BENCHMARK:
         if _plain(name) in own:
-            found[name] = read_split(own[_plain(name)])
+            sets[name] = read_split(own[_plain(name)])
         elif aeon is not None and _file(aeon, name, "TRAIN").is_file():
-            found[name] = read_split(_file(aeon, name, "TRAIN"))
+            sets[name] = read_split(_file(aeon, name, "TRAIN"))
         elif name == "Trace" and (trace := _trace()) is not None:
-            found[name] = trace
+            sets[name] = trace
         else:
             skipped[name] = "not in an installed package, and not in the data folder"
-    return found, skipped
-
-
-def _packaged(package: str, inside: str) -> Path | None:
-    """A folder of an installed package, found without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent / inside
-    return folder if folder.is_dir() else None
+    return sets, skipped
 
 
 def _file(folder: Path, name: str, part: str) -> Path:
@@ -108,9 +101,7 @@ def _file(folder: Path, name: str, part: str) -> Path:
 
 
 def _trace() -> tuple[SeriesSet, SeriesSet] | None:
-    import numpy as np
-
-    folder = _packaged("tslearn", ".cached_datasets")
+    folder = packaged("tslearn", ".cached_datasets")
     if folder is None or not (folder / "Trace.npz").is_file():
         return None
     with np.load(folder / "Trace.npz", allow_pickle=False) as bundle:
