@@ -17,7 +17,7 @@ from contrastive_core import index as code_index
 from contrastive_core.errors import InputError
 from contrastive_core.evaluation import pack_codes
 from contrastive_core.evaluation.codes import words
-from contrastive_core.index import CodeModel, Hit, Items, build_index, embedded, open_index, scan
+from contrastive_core.index import CodeModel, Hit, Items, build_index, embedded, open_index, scan, snapshot
 
 try:
     import milvus_lite  # noqa: F401
@@ -73,7 +73,7 @@ def _occurrence(names):
 
 def brute_force(items, queries, k=None, radius=None, modality=None):
     """Unpack, count, sort by distance, id, modality."""
-    stored, asked = np.unpackbits(items.codes, axis=1), np.unpackbits(queries, axis=1)
+    stored, asked = np.unpackbits(items.vectors, axis=1), np.unpackbits(queries, axis=1)
     order = {"image": 0, "text": 1}
     answer = []
     for query in asked:
@@ -88,7 +88,7 @@ def brute_force(items, queries, k=None, radius=None, modality=None):
 
 @pytest.mark.parametrize("bits", [7, 20, 64])
 def test_search_is_brute_force_with_ties_by_id(location, bits):
-    items, queries = random_items(400, bits), random_items(6, bits, seed=1).codes
+    items, queries = random_items(400, bits), random_items(6, bits, seed=1).vectors
     with build_index(location, model(bits), items) as index:
         for options in (
             {"k": 1},
@@ -107,11 +107,11 @@ def test_search_is_brute_force_with_ties_by_id(location, bits):
 def test_the_scan_is_exact_across_its_blocks(bits, size, monkeypatch):
     monkeypatch.setattr(scan, "FIRST", 4)
     monkeypatch.setattr(scan, "BLOCK", 16)
-    items, queries = random_items(size, bits), random_items(3, bits, seed=2).codes
-    distances = (np.unpackbits(items.codes, axis=1)[None] != np.unpackbits(queries, axis=1)[:, None]).sum(2)
+    items, queries = random_items(size, bits), random_items(3, bits, seed=2).vectors
+    distances = (np.unpackbits(items.vectors, axis=1)[None] != np.unpackbits(queries, axis=1)[:, None]).sum(2)
     among = np.arange(size) % 3 > 0
     for k, radius, mask in ((5, bits, None), (None, bits // 2, None), (3, bits // 3, among), (size + 1, 0, among)):
-        found = scan.nearest(queries, words(items.codes), k=k, radius=radius, among=mask)
+        found = scan.nearest(queries, words(items.vectors), k=k, radius=radius, among=mask)
         for (rows, got), distance in zip(found, distances):
             allowed = (distance <= radius) & (True if mask is None else mask)
             expected = [row for row in np.argsort(distance, kind="stable") if allowed[row]][:k]
@@ -124,7 +124,7 @@ def test_ties_beyond_one_answer_of_milvus(milvus_file, monkeypatch):
     from contrastive_core.index import milvus
 
     items = random_items(300, 8, spread=1)
-    queries = items.codes[:4]
+    queries = items.vectors[:4]
     with build_index(f"{milvus_file}#ties", model(8), items) as index:
         monkeypatch.setattr(milvus, "MOST", 40)
         monkeypatch.setattr(milvus, "SLACK", 2)
@@ -135,17 +135,17 @@ def test_ties_beyond_one_answer_of_milvus(milvus_file, monkeypatch):
 def test_reranking_orders_the_nearest_by_cosine(location):
     items, queries = random_items(200, 32, features=12), random_items(5, 32, seed=3, features=12)
     with build_index(location, model(32), items) as index:
-        found = index.search(queries.codes, k=8, features=queries.features, rerank=40)
-        everything = index.search(queries.codes, k=None, radius=12, features=queries.features, rerank=40)
+        found = index.search(queries.vectors, k=8, features=queries.features, rerank=40)
+        everything = index.search(queries.vectors, k=None, radius=12, features=queries.features, rerank=40)
     half = (items.features / np.linalg.norm(items.features, axis=1, keepdims=True)).astype(np.float16).astype(float)
     asked = queries.features / np.linalg.norm(queries.features, axis=1, keepdims=True)
     place = {(name, kind): row for row, (name, kind) in enumerate(zip(items.ids, items.modality))}
-    for hits, near, query in zip(found, brute_force(items, queries.codes, k=40), asked):
+    for hits, near, query in zip(found, brute_force(items, queries.vectors, k=40), asked):
         score = {hit: half[place[hit[:2]]] @ query for hit in map(_bare, near)}
         expected = sorted(score, key=lambda hit: -score[hit])[:8]
         assert list(map(_bare, hits)) == expected
         assert [hit.score for hit in hits] == pytest.approx([score[hit] for hit in expected], abs=1e-6)
-    for hits, near in zip(everything, brute_force(items, queries.codes, k=40, radius=12)):
+    for hits, near in zip(everything, brute_force(items, queries.vectors, k=40, radius=12)):
         assert set(map(_bare, hits)) == set(map(_bare, near))
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
@@ -168,8 +168,8 @@ def test_engines_agree_on_everything_they_say(tmp_path, request):
             answers.append(
                 [
                     removed,
-                    index.search(queries.codes, k=25),
-                    index.search(queries.codes, k=5, features=queries.features, rerank=30, modality="image"),
+                    index.search(queries.vectors, k=25),
+                    index.search(queries.vectors, k=5, features=queries.features, rerank=30, modality="image"),
                 ]
             )
             infos.append(dataclasses.replace(index.info(), location="", engine="", version=0, bytes=None))
@@ -191,19 +191,19 @@ def test_changes_persist(location):
         kept = range(1, 20)
         rest = Items(
             [*items.ids, *(more.ids[p] for p in kept)],
-            np.concatenate([items.codes, more.codes[1:]]),
+            np.concatenate([items.vectors, more.vectors[1:]]),
             [*items.modality, *(more.modality[p] for p in kept)],
             [*items.payloads, *(more.payloads[p] for p in kept)],
         )
-        assert index.search(more.codes, k=12) == brute_force(rest, more.codes, k=12)
-        index.add(Items(more.ids[:1], more.codes[:1], more.modality[:1], more.payloads[:1]))  # deleted ids are free
+        assert index.search(more.vectors, k=12) == brute_force(rest, more.vectors, k=12)
+        index.add(Items(more.ids[:1], more.vectors[:1], more.modality[:1], more.payloads[:1]))  # deleted ids are free
         assert index.info().size == 80
 
 
 def test_an_empty_index_answers_and_grows(location):
     empty = Items([], np.empty((0, 2), np.uint8), "image", features=np.empty((0, 4)))
     with build_index(location, model(16), empty) as index:
-        assert index.info().items == {"image": 0, "text": 0}
+        assert index.info().items == {}
         assert index.info().features == 4
         query = np.zeros((2, 2), np.uint8)
         assert index.search(query) == [[], []]
@@ -221,7 +221,7 @@ def test_unusual_ids_are_kept(location):
     names = ["it's", 'say "x"', "100 %", "日本/猫.jpg", "a", "a/b", "..a", "-", "A", "x' OR key != '", "nu:ll", "é"]
     items = Items(names, np.zeros((len(names), 1), np.uint8), "image")
     with build_index(location, model(8), items) as index:
-        assert [hit.id for hit in index.search(items.codes[:1], k=50)[0]] == sorted(names)
+        assert [hit.id for hit in index.search(items.vectors[:1], k=50)[0]] == sorted(names)
         assert index.delete(["it's", "x' OR key != '"]) == 2
         assert index.info().size == len(names) - 2
 
@@ -255,16 +255,16 @@ def test_ids_that_leave_their_folder_or_cannot_be_shown(name, tmp_path):
 
 def test_refusals_change_nothing(location):
     items = random_items(40, 12, features=4)
-    code = items.codes[:1]
+    code = items.vectors[:1]
 
     def one(name="new", codes=code, kind="image", payload=None, features=items.features[:1]):
         return Items([name], codes, kind, None if payload is None else [payload], features)
 
     with build_index(location, model(12), items) as index:
-        before = index.info().size, index.search(items.codes, k=3)
+        before = index.info().size, index.search(items.vectors, k=3)
         refused = [
             (lambda: index.add(one(items.ids[0], kind=items.modality[0])), f"already.*{items.ids[0]}"),
-            (lambda: index.add(Items(["b", "b"], items.codes[:2], "text", None, items.features[:2])), "twice.*'b'"),
+            (lambda: index.add(Items(["b", "b"], items.vectors[:2], "text", None, items.features[:2])), "twice.*'b'"),
             (lambda: index.add(one(codes=np.zeros((1, 3), np.uint8))), "do not fit.*12 bits.*3"),
             (lambda: index.add(one(codes=np.full((1, 2), 255, np.uint8))), "beyond the 12"),
             (lambda: index.add(one(payload={"x": float("nan")})), "JSON"),
@@ -291,7 +291,7 @@ def test_refusals_change_nothing(location):
         for action, message in refused:
             with pytest.raises(InputError, match=f"(?s){message}"):
                 action()
-        assert (index.info().size, index.search(items.codes, k=3)) == before
+        assert (index.info().size, index.search(items.vectors, k=3)) == before
 
 
 @pytest.mark.unchecked
@@ -302,8 +302,8 @@ def test_codes_of_another_type_are_refused(tmp_path):
         build_index(tmp_path / "i", model(8), Items(["a"], np.zeros((1, 1), np.uint8), "image", None, np.ones((2, 3))))
     with pytest.raises(InputError, match="one payload"):
         build_index(tmp_path / "i", model(8), Items(["a"], np.zeros((1, 1), np.uint8), "image", []))
-    with pytest.raises(InputError, match=r"image or a text(?s:.*)sound"):
-        build_index(tmp_path / "i", model(8), Items(["a"], np.zeros((1, 1), np.uint8), "sound"))
+    with pytest.raises(InputError, match=r"short name(?s:.*)a sound"):
+        build_index(tmp_path / "i", model(8), Items(["a"], np.zeros((1, 1), np.uint8), "a sound"))
     with pytest.raises(InputError, match="2 modalities for 1"):
         build_index(tmp_path / "i", model(8), Items(["a"], np.zeros((1, 1), np.uint8), ["image", "text"]))
     assert not list(tmp_path.iterdir())
@@ -338,7 +338,7 @@ def test_places_that_are_no_index(tmp_path, monkeypatch):
             open_index(where)
     assert not (tmp_path / "absent").exists()
     assert not (tmp_path / "absent.db").exists()
-    with pytest.raises(InputError, match="bits, a name and a fingerprint"):
+    with pytest.raises(InputError, match="a name, a fingerprint, and bits"):
         build_index(tmp_path / "index", CodeModel("", "x", 8), items)
 
 
@@ -352,7 +352,7 @@ def folder(tmp_path):
 
 
 def data_file(folder):
-    return max((folder / "codes.lance" / "data").iterdir(), key=lambda path: path.stat().st_size)
+    return max((folder / "items.lance" / "data").iterdir(), key=lambda path: path.stat().st_size)
 
 
 def truncate(folder):
@@ -364,7 +364,7 @@ def remove(folder):
 
 
 def garble_manifests(folder):
-    for path in (folder / "codes.lance" / "_versions").glob("*.manifest"):
+    for path in (folder / "items.lance" / "_versions").glob("*.manifest"):
         path.write_bytes(b"garbage")
 
 
@@ -372,7 +372,7 @@ def flip_a_bit_of_a_code(folder):
     content = bytearray(data_file(folder).read_bytes())
     items = random_items(100, 32, features=8)
     first = min(range(100), key=lambda place: (items.ids[place], items.modality[place]))
-    place = content.find(items.codes[first].tobytes())
+    place = content.find(items.vectors[first].tobytes())
     assert place >= 0
     content[place] ^= 4
     data_file(folder).write_bytes(content)
@@ -405,9 +405,9 @@ def test_a_milvus_file_that_is_none(tmp_path):
 
 @pytest.mark.skipif(bool(NO_MILVUS), reason=NO_MILVUS)
 def test_a_milvus_server_that_is_not_there(monkeypatch):
-    from contrastive_core.index import milvus
+    from contrastive_core.index import milvus_server
 
-    monkeypatch.setattr(milvus, "TIMEOUT", 1.0)
+    monkeypatch.setattr(milvus_server, "TIMEOUT", 1.0)
     with pytest.raises(InputError, match="does not answer") as caught:
         open_index("http://user:secret@127.0.0.1:9#codes")
     assert "secret" not in str(caught.value)
@@ -415,13 +415,13 @@ def test_a_milvus_server_that_is_not_there(monkeypatch):
 
 @pytest.mark.skipif(bool(NO_MILVUS), reason=NO_MILVUS)
 def test_milvus_takes_back_what_a_failed_insertion_left(milvus_file, monkeypatch):
-    from contrastive_core.index import milvus
+    from contrastive_core.index import milvus_server
     from pymilvus.exceptions import MilvusException
 
     items = random_items(50, 16)
     where = f"{milvus_file}#broken"
     build_index(where, model(16), items).close()
-    monkeypatch.setattr(milvus, "BATCH_BYTES", 200)
+    monkeypatch.setattr(milvus_server, "BATCH_BYTES", 200)
     insert, calls = pymilvus.MilvusClient.insert, []
 
     def failing(client, *args, **kwargs):
@@ -435,7 +435,7 @@ def test_milvus_takes_back_what_a_failed_insertion_left(milvus_file, monkeypatch
         with pytest.raises(InputError, match="no space"):
             index.add(random_items(40, 16, seed=7))
         assert index.info().size == 50
-        assert index.search(items.codes[:5]) == brute_force(items, items.codes[:5], k=10)
+        assert index.search(items.vectors[:5]) == brute_force(items, items.vectors[:5], k=10)
     with pytest.raises(InputError, match="no space"):
         build_index(where, model(16, "other"), random_items(40, 16, seed=8), overwrite=True)
     with open_index(where, model(16)) as index:
@@ -469,7 +469,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(folder):
 
 def test_a_first_build_that_was_killed(folder):
     """Data without a version: nothing to open, and a new build takes the place."""
-    shutil.rmtree(folder / "codes.lance" / "_versions")
+    shutil.rmtree(folder / "items.lance" / "_versions")
     with pytest.raises(InputError, match="no index"):
         open_index(folder)
     assert build_index(folder, model(32), random_items(10, 32)).info().size == 10
@@ -511,7 +511,7 @@ def test_a_killed_writer_leaves_whole_batches_and_readers_see_them_grow(folder):
 
 
 def versions(folder):
-    return len(list((folder / "codes.lance" / "_versions").glob("*.manifest")))
+    return len(list((folder / "items.lance" / "_versions").glob("*.manifest")))
 
 
 def test_old_versions_go_and_pieces_are_joined(folder, monkeypatch):
@@ -523,7 +523,7 @@ def test_old_versions_go_and_pieces_are_joined(folder, monkeypatch):
             index.add(Items([f"n{number}"], np.full((1, 4), number, np.uint8), "text", features=np.ones((1, 8))))
         index.delete([f"n{number}" for number in range(5)])
     assert versions(folder) <= 6
-    assert len(list((folder / "codes.lance" / "data").iterdir())) <= 6
+    assert len(list((folder / "items.lance" / "data").iterdir())) <= 6
     assert reader.search(np.full((1, 4), 11, np.uint8), k=1)[0][0].id == "n11"
     items = random_items(100, 32, features=8)
     query = np.full((1, 4), 255, np.uint8)
@@ -565,8 +565,8 @@ def test_writers_wait_for_each_other(folder, monkeypatch):
 def test_memory_follows_changes_as_if_reopened(tmp_path, monkeypatch):
     """Of a small change only the difference is read; additions land between, before and after what is there."""
     monkeypatch.setattr(embedded, "PIECES", 3)
-    updates, updated = [], embedded._updated
-    monkeypatch.setattr(embedded, "_updated", lambda *args: updates.append(updated(*args)) or updates[-1])
+    updates, updated = [], snapshot._updated
+    monkeypatch.setattr(snapshot, "_updated", lambda *args: updates.append(updated(*args)) or updates[-1])
     index = build_index(tmp_path / "index", model(200), random_items(400, 200))
     for seed in range(1, 9):
         new = random_items(10, 200, seed=seed)
@@ -574,6 +574,6 @@ def test_memory_follows_changes_as_if_reopened(tmp_path, monkeypatch):
         index.delete([index._current.ids[seed * 7].as_py(), index._current.ids[0].as_py()])
         now, fresh = index._snapshot(), open_index(tmp_path / "index")._current
         assert now.ids.equals(fresh.ids)
-        for name in ("version", "modality", "codes", "places", "sums"):
+        for name in ("version", "modality", "held", "places", "sums"):
             np.testing.assert_array_equal(getattr(now, name), getattr(fresh, name))
     assert sum(each is not None for each in updates) >= 8

@@ -1,167 +1,147 @@
-"""What an index takes: items, ids, queries, models."""
+"""What an index takes: ids, vectors, queries, models."""
 
-import json
+import dataclasses
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Float, Float16, Shaped
+from jaxtyping import Float, Shaped, UInt8
 
 from contrastive_core.errors import InputError
-from contrastive_core.index.interface import MODALITIES, CodeModel, Items, Modality
+from contrastive_core.index.interface import CodeModel, Items, Model, Search, VectorModel
 
 ID_BYTES = 1024
-PAYLOAD_BYTES = 65_535  # the longest string Milvus keeps
 SHOWN = 5
+PART = 8192
+"""Vectors checked together."""
+SMALLEST, LARGEST = 1e-30, 1e18
+"""Lengths of vectors between which single precision holds their products."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_-]+)*")
 """Most ids: a million of them are checked in a second."""
 
 
-def check_model(stored: CodeModel, given: CodeModel, where: object) -> None:
-    """Refuse codes of a model the index was not made with.
+def check_model(stored: Model, given: Model, where: object) -> None:
+    """Refuse codes or vectors of a model the index was not made with.
 
     Raises:
-        InputError: Code length or fingerprint differ; both models are named.
+        InputError: Length, metric or fingerprint differ; both models are named.
     """
-    if stored.bits != given.bits or stored.fingerprint != given.fingerprint:
+    if dataclasses.replace(stored, name="") != dataclasses.replace(given, name=""):
         raise InputError(
             "the index was made with another model",
             where=where,
-            why=f"it holds codes of {_named(stored)}; these come from {_named(given)}",
+            why=f"it holds those of {named(stored)}; these come from {named(given)}",
             remedy="use the model of the index, or build an index with this one",
         )
 
 
-def check_new_model(model: CodeModel) -> None:
+def check_new_model(model: Model) -> None:
     """Refuse a model no index can be made for.
 
     Raises:
-        InputError: No bits, or no name or fingerprint.
+        InputError: No bits or length, no name or fingerprint, an unknown metric.
     """
-    if model.bits < 1 or not model.name or not model.fingerprint:
-        raise InputError("a model of codes has bits, a name and a fingerprint", why=f"got {model}")
-
-
-def item_table(items: Items, model: CodeModel, features: int | None, where: object) -> pa.Table:
-    """Items as a table, checked and sorted by id and modality.
-
-    Args:
-        items: What a user gives.
-        model: The model of the index.
-        features: Length of its features, 0 for none; None while it is not yet fixed.
-        where: The index, for messages.
-
-    Returns:
-        Columns ``id``, ``modality`` (place in :data:`MODALITIES`), ``code``, ``payload`` (JSON), and ``features``
-        (unit vectors in half precision) where the items have some.
-
-    Raises:
-        InputError: See :meth:`CodeIndex.add`.
-    """
-    n = len(items.ids)
-    for unusable in ((each, why) for each in items.ids if (why := _unusable(each))):
+    usable = model.bits >= 1 if isinstance(model, CodeModel) else model.dim >= 1
+    if isinstance(model, VectorModel) and model.metric not in ("cosine", "inner"):
+        usable = False
+    if not usable or not model.name or not model.fingerprint:
         raise InputError(
-            "an id cannot be used",
-            where=where,
-            why=f"{_short(unusable[0])}: {unusable[1]}",
-            remedy="ids are relative names such as cats/17.jpg",
+            "a model has a name, a fingerprint, and bits, or a length and a metric (cosine, inner)", why=f"got {model}"
         )
-    modality = _modalities(items.modality, n)
-    repeated = [each for each, count in Counter(zip(items.ids, modality)).items() if count > 1]
-    if repeated:
-        raise InputError("ids occur twice among the new items", where=where, why=name_items(repeated))
-    check_codes(items.codes, n, model, where)
-    columns = {
-        "id": pa.array(list(items.ids), pa.string()),
-        "modality": pa.array([MODALITIES.index(each) for each in modality], pa.uint8()),
-        "code": _vectors(items.codes),
-        "payload": pa.array(_payloads(items.payloads, items.ids), pa.string()),
-    }
-    length = 0 if items.features is None else np.shape(items.features)[-1]
-    if features is not None and length != features:
-        raise InputError(
-            "the features do not fit the index",
-            where=where,
-            why=f"it keeps {_length(features)} an item; these have {_length(length)}",
-        )
-    if items.features is not None:
-        columns["features"] = _vectors(unit_features(items.features, n).astype(np.float16))
-    return pa.table(columns).sort_by([("id", "ascending"), ("modality", "ascending")])
 
 
 def check_search(
-    codes: Shaped[np.ndarray, "q w"],
-    model: CodeModel,
+    queries: Shaped[np.ndarray, "..."],
+    asked: Search,
+    model: Model,
     *,
     stored: int,
-    k: int | None,
-    radius: int | None,
-    modality: Modality | None,
-    features: Shaped[np.ndarray, "q d"] | None,
-    rerank: int | None,
+    features: Shaped[np.ndarray, "..."] | None,
     where: object,
 ) -> None:
     """Refuse a search that cannot be answered.
 
     Args:
-        codes: Queries.
+        queries: Queries.
+        asked: What is asked for.
         model: The model of the index.
         stored: Length of the features the index keeps; 0 for none.
-        k: See :meth:`CodeIndex.search`, like the others.
-        radius: See there.
-        modality: See there.
-        features: See there.
-        rerank: See there.
+        features: Features of the queries.
         where: The index, for messages.
 
     Raises:
-        InputError: See there.
+        InputError: See :meth:`VectorIndex.search`.
     """
-    check_codes(codes, len(codes), model, where)
+    check_vectors(queries, len(queries), model, where)
+    k, radius = asked.k, asked.radius
+    if isinstance(model, VectorModel) and (radius is not None or features is not None):
+        raise InputError(
+            "a radius and features belong to an index of codes",
+            where=where,
+            why=f"it holds float vectors of {named(model)}",
+        )
     if k is None and radius is None:
         raise InputError("a search needs a number of hits or a radius", where="-k, --radius")
     if k is not None and k < 1:
         raise InputError("the number of hits is at least 1", where="-k", why=f"got {k}")
-    if radius is not None and not 0 <= radius <= model.bits:
+    if radius is not None and isinstance(model, CodeModel) and not 0 <= radius <= model.bits:
         raise InputError("a radius lies between 0 and the code length", where="--radius", why=f"got {radius}")
-    if modality is not None and modality not in MODALITIES:
-        raise InputError("a modality is image or text", why=f"got {modality!r}")
+    if radius is not None and asked.exact is False:
+        raise InputError("all items within a radius are searched exactly", where="--radius, --no-exact")
+    if asked.rerank is not None and asked.rerank < max(k or 1, 1):
+        raise InputError("at least k items are re-ranked", where="--rerank", why=f"got {asked.rerank} for k = {k}")
+    if isinstance(model, CodeModel):
+        _check_rerank(len(queries), asked.rerank, stored, features, where)
+
+
+def _check_rerank(
+    n: int, rerank: int | None, stored: int, features: Shaped[np.ndarray, "..."] | None, where: object
+) -> None:
     if (features is None) != (rerank is None):
         raise InputError(
             "re-ranking needs features of the queries and a number of items", where="--rerank", why="one is missing"
         )
-    if rerank is None or features is None:
+    if features is None:
         return
     if stored == 0:
         raise InputError(
             "the index keeps no features to re-rank by", where=where, remedy="build it with features, or do not re-rank"
         )
-    if rerank < max(k or 1, 1):
-        raise InputError("at least k items are re-ranked", where="--rerank", why=f"got {rerank} for k = {k}")
-    if np.shape(features) != (len(codes), stored):
+    if np.shape(features) != (n, stored):
         raise InputError(
             "the features of the queries do not fit the index",
             where=where,
-            why=f"expected {(len(codes), stored)}, got {np.shape(features)}",
+            why=f"expected {(n, stored)}, got {np.shape(features)}",
         )
 
 
-def check_codes(codes: Shaped[np.ndarray, "..."], n: int, model: CodeModel, where: object) -> None:
-    """Refuse what cannot be packed codes of the model.
+def check_vectors(vectors: Shaped[np.ndarray, "..."], n: int, model: Model, where: object) -> None:
+    """Refuse what cannot be packed codes, or float vectors, of the model.
 
     Raises:
-        InputError: Another type or width, or bits set beyond the code length.
+        InputError: Another type or width, bits set beyond the code length, floats that are not finite, or zero where
+            the metric is the cosine.
     """
-    if codes.dtype != np.uint8 or codes.shape != (n, model.bytes):
+    codes = isinstance(model, CodeModel)
+    width = model.bytes if isinstance(model, CodeModel) else model.dim
+    fits = vectors.dtype == np.uint8 if codes else vectors.dtype in (np.float16, np.float32, np.float64)
+    if not fits or vectors.shape != (n, width):
         raise InputError(
-            "the codes do not fit the index",
+            f"the {'codes' if codes else 'vectors'} do not fit the index",
             where=where,
-            why=f"{n} codes of {_named(model)} are uint8 {(n, model.bytes)}, got {codes.dtype} {codes.shape}",
+            why=f"{n} of {named(model)} are {'uint8' if codes else 'floats'} {(n, width)}, "
+            f"got {vectors.dtype} {vectors.shape}",
         )
+    for start in range(0, n, PART):
+        part = np.asarray(vectors[start : start + PART])
+        if isinstance(model, CodeModel):
+            _check_spare(part, model, where)
+        else:
+            _check_floats(part, model, start, where)
+
+
+def _check_spare(codes: UInt8[np.ndarray, "n w"], model: CodeModel, where: object) -> None:
     spare = 8 * model.bytes - model.bits
     if np.any(codes[:, -1] & np.uint8((1 << spare) - 1)):
         raise InputError(
@@ -170,6 +150,54 @@ def check_codes(codes: Shaped[np.ndarray, "..."], n: int, model: CodeModel, wher
             why=f"bits beyond the {model.bits} of {model.name} are set",
             remedy="pack them with contrastive_core.evaluation.pack_codes, from the model of the index",
         )
+
+
+def _check_floats(vectors: Float[np.ndarray, "n d"], model: VectorModel, start: int, where: object) -> None:
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    bad = np.flatnonzero(~((lengths < LARGEST) & ((lengths > SMALLEST) | (model.metric == "inner"))))
+    if len(bad):
+        raise InputError(
+            "vectors are zero, too large or not finite",
+            where=where,
+            why=f"the one in row {start + bad[0]}",
+            remedy="leave the row out, or encode it again",
+        )
+
+
+def stored_vectors(vectors: Shaped[np.ndarray, "n w"], model: Model) -> Shaped[np.ndarray, "n w"]:
+    """Vectors as an index keeps them, and queries as they are compared.
+
+    Codes as they are; floats in single precision, at unit length where the metric is the cosine.
+    """
+    if isinstance(model, CodeModel):
+        return vectors
+    if model.metric == "inner":
+        return vectors.astype(np.float32)
+    values = vectors.astype(np.float64)
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def feature_length(items: Items, stored: int | None, where: object) -> int:
+    """Length of the features of some items, 0 for none.
+
+    Args:
+        items: Items.
+        stored: What the index keeps; None while that is not yet fixed.
+        where: The index, for messages.
+
+    Raises:
+        InputError: The index keeps others, or they are not one row an item, finite and not zero.
+    """
+    length = 0 if items.features is None else int(np.shape(items.features)[-1])
+    if stored is not None and length != stored:
+        raise InputError(
+            "the features do not fit the index",
+            where=where,
+            why=f"it keeps {_length(stored)} an item; these have {_length(length)}",
+        )
+    if items.features is not None:
+        unit_features(items.features, len(items.ids))
+    return length
 
 
 def unit_features(features: Shaped[np.ndarray, "n d"], n: int) -> Float[np.ndarray, "n d"]:
@@ -188,14 +216,14 @@ def unit_features(features: Shaped[np.ndarray, "n d"], n: int) -> Float[np.ndarr
     return (values / lengths).astype(np.float32)
 
 
-def cosines(stored: Float16[np.ndarray, "n d"], query: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
-    """Cosine similarity of stored unit features to a unit query; a row's value does not depend on the others."""
+def products(stored: Float[np.ndarray, "n d"], query: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
+    """Inner products of stored vectors with a query, in double precision; a row's value does not depend on others."""
     return (stored.astype(np.float64) * query.astype(np.float64)).sum(1)
 
 
 def no_index(where: object) -> InputError:
     """There is no index at a location."""
-    return InputError("there is no index", where=where, remedy="build one with index build")
+    return InputError("there is no index", where=where, remedy="build one with index build, or correct the location")
 
 
 def index_exists(where: object) -> InputError:
@@ -203,7 +231,24 @@ def index_exists(where: object) -> InputError:
     return InputError("there is an index already", where=where, remedy="add to it, or replace it with --overwrite")
 
 
-def check_absent(present: Iterable[tuple[str, Modality]], where: object) -> None:
+def no_approximation(where: object) -> InputError:
+    """An approximate search is asked of an index that has none."""
+    return InputError(
+        "there is no approximate search", where=where, remedy="build one with index optimise, or search exactly"
+    )
+
+
+def check_recall(recall: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        InputError: The recall is not above 0 and at most 1.
+    """
+    if not 0 < recall <= 1:
+        raise InputError("a recall lies above 0 and is at most 1", where="--recall", why=f"got {recall}")
+
+
+def check_absent(present: Iterable[tuple[str, str]], where: object) -> None:
     """Refuse to add what is there.
 
     Raises:
@@ -216,7 +261,7 @@ def check_absent(present: Iterable[tuple[str, Modality]], where: object) -> None
         )
 
 
-def check_none_missing(ids: Iterable[str], modality: Modality | None, where: object) -> None:
+def check_none_missing(ids: Iterable[str], modality: str | None, where: object) -> None:
     """Refuse to delete what is not there.
 
     Raises:
@@ -229,11 +274,11 @@ def check_none_missing(ids: Iterable[str], modality: Modality | None, where: obj
 
 def name_items(items: Iterable[tuple[str, str]]) -> str:
     """The first few of some items, for messages."""
-    named = [f"{modality} {_short(each)}" for each, modality in items]
+    named = [f"{modality} {short(each)}" for each, modality in items]
     return ", ".join(named[:SHOWN]) + (f" and {len(named) - SHOWN} more" if len(named) > SHOWN else "")
 
 
-def _unusable(name: object) -> str | None:
+def unusable(name: object) -> str | None:
     """Why an id cannot be used; it may become a file name, so it stays below its folder."""
     if isinstance(name, str) and len(name) <= ID_BYTES and _PLAIN.fullmatch(name):
         return None
@@ -254,49 +299,17 @@ def _unusable(name: object) -> str | None:
     return None
 
 
-def _modalities(given: Modality | Sequence[Modality], n: int) -> list[Modality]:
-    modality: list[Modality] = [given] * n if isinstance(given, str) else list(given)  # type: ignore[list-item]
-    if len(modality) != n or not set(modality) <= set(MODALITIES):
-        raise InputError(
-            "every item is an image or a text",
-            why=f"got {len(modality)} modalities for {n} items: {', '.join(map(str, sorted(set(modality))))}",
-        )
-    return modality
-
-
-def _payloads(given: Sequence[Mapping[str, Any]] | None, ids: Sequence[str]) -> list[str]:
-    if given is None:
-        return ["{}"] * len(ids)
-    if len(given) != len(ids):
-        raise InputError("every item has one payload", why=f"got {len(given)} for {len(ids)} items")
-    return [_payload(value, name) for value, name in zip(given, ids, strict=True)]
-
-
-def _payload(value: Mapping[str, Any], name: str) -> str:
-    try:
-        text = json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
-        size = len(text.encode())
-    except (TypeError, ValueError) as error:
-        raise InputError("a payload is a mapping that JSON can hold", where=_short(name), why=str(error)) from error
-    if size > PAYLOAD_BYTES:
-        raise InputError(
-            "a payload is too long", where=_short(name), why=f"{size} bytes of JSON, at most {PAYLOAD_BYTES}"
-        )
-    return text
-
-
-def _vectors(rows: Shaped[np.ndarray, "n w"]) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
-
-
-def _named(model: CodeModel) -> str:
-    return f"{model.name} ({model.bits} bits, fingerprint {model.fingerprint[:12]})"
+def named(model: Model) -> str:
+    """A model, for messages."""
+    size = f"{model.bits} bits" if isinstance(model, CodeModel) else f"{model.dim} floats, {model.metric}"
+    return f"{model.name} ({size}, fingerprint {model.fingerprint[:12]})"
 
 
 def _length(features: int) -> str:
     return f"features of length {features}" if features else "no features"
 
 
-def _short(text: object) -> str:
+def short(text: object) -> str:
+    """Something a user gave, for messages."""
     shown = repr(text)
     return shown if len(shown) <= 80 else f"{shown[:76]}...{shown[-1]}"
