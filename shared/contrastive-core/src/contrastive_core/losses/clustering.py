@@ -6,6 +6,7 @@ from torch import Tensor
 
 from contrastive_core.distributed import gather_with_grad
 from contrastive_core.losses.info_nce import nt_xent
+from contrastive_core.losses.kernel import without_autocast
 from contrastive_core.losses.rows import (
     Reduction,
     check_pair,
@@ -42,7 +43,7 @@ def student_t_assignment(
     """
     if not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with without_autocast(embeddings):
         z, c = full_precision(embeddings), full_precision(centres)
         middle = c.mean(0).detach()  # distances do not change, and little is lost by cancellation
         z, c = z - middle, c - middle
@@ -132,7 +133,7 @@ def cluster_contrast(
         1.1654
     """
     check_pair(assignment_a, assignment_b)
-    with torch.autocast(assignment_a.device.type, enabled=False):
+    with without_autocast(assignment_a):
         both = [full_precision(p) for p in (assignment_a, assignment_b)]
         both = [gather_with_grad(p) for p in both] if gather else both
         a, b = both

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from contrastive_core.losses.kernel import EPSILON, Pairs, for_backward
+from contrastive_core.losses.kernel import EPSILON, Pairs, Terms, for_backward
 from contrastive_core.losses.products import TILE
 
 
@@ -22,16 +22,16 @@ def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def dense_terms(
     left: Tensor, right: Tensor, scale: Tensor | float, pairs: Pairs, *, normalise: bool, columns: bool, half: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Terms:
     """Log-sum-exp of rows, of columns where asked for, and the similarities of partners."""
     u = unit_rows(left)[0] if normalise else left
     v = u if pairs.same else (unit_rows(right)[0] if normalise else right)
     s = (u.bfloat16() @ v.bfloat16().T).to(u) * scale if half else u @ v.T * scale
     mask = pairs.left_out(s, len(left))
     rows = _logsumexp(s, mask, 1)
-    cols = _logsumexp(s, mask, 0) if columns else s.new_zeros(0)
+    cols = _logsumexp(s, mask, 0) if columns else None
     if not pairs.partner:
-        return rows, cols, s.new_zeros(0)
+        return rows, cols, None
     partners = torch.cat([v[len(v) // 2 :], v[: len(v) // 2]]) if pairs.same else v
     return rows, cols, (u * partners).sum(1) * scale
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive_core.distributed import row_weight
+from contrastive_core.losses.kernel import without_autocast
 from contrastive_core.losses.rows import full_precision, gathered, item_ids, local_sizes, total
 from contrastive_core.losses.similarity import pair_logsumexp
 
@@ -49,7 +50,7 @@ def mmd(
     counts = (local_sizes(x, gather), local_sizes(y, gather))
     if min(sum(count) for count in counts) < 2:
         raise ValueError(f"each set needs at least two rows, got {sum(counts[0])} and {sum(counts[1])}")
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         sets = [full_precision(rows) for rows in (x, y)]
         everyone = [gathered(rows, count, gather) for rows, count in zip(sets, counts, strict=True)]
         middle = torch.cat([rows.detach() for rows in everyone]).mean(0)
@@ -91,7 +92,7 @@ def cka(
     least = 4 if debiased else 2
     if n < least:
         raise ValueError(f"expected at least {least} rows, got {n}")
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         a, b = (full_precision(rows) for rows in (x, y))
         a, b = (rows - total(rows.sum(0), gather) / n for rows in (a, b))
         hsic = _unbiased_hsic if debiased else _hsic

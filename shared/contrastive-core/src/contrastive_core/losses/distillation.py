@@ -51,7 +51,7 @@ def distillation(
     """
     check_pair(student, teacher)
     scale = inverse_temperature(temperature, student)
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         log_q = (full_precision(student) * scale).log_softmax(1)
         log_p = (full_precision(teacher.detach()) * scale).log_softmax(1)
         divergence = (log_p.exp() * (log_p - log_q)).sum(1) / scale**2

@@ -14,6 +14,7 @@ from contrastive_core.losses.rows import (
     Reduction,
     Temperature,
     check_pair,
+    check_values,
     full_precision,
     gathered,
     inverse_temperature,
@@ -117,7 +118,8 @@ def hard_negative(
         >>> round(float(hard_negative(same, same)), 4)  # log(7), as NT-Xent
         1.9459
     """
-    if beta < 0 or not 0 <= tau_plus < 1:
+    check_values(view_a, ids)
+    if not beta >= 0 or not 0 <= tau_plus < 1:
         raise ValueError(f"expected beta >= 0 and 0 <= tau_plus < 1, got {beta} and {tau_plus}")
     views = _Views.of(view_a, view_b, temperature, ids, gather, tile, precision)
     positive, count = views.positive(), views.negative_counts()

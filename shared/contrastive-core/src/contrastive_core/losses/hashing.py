@@ -1,9 +1,9 @@
 """Terms that make codes binary, balanced and independent, for learning to hash."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastive_core.losses.kernel import without_autocast
 from contrastive_core.losses.rows import Reduction, full_precision, local_sizes, reduce, total
 
 
@@ -73,7 +73,7 @@ def bit_decorrelation(codes: Float[Tensor, "n k"], *, gather: bool = False) -> F
     bits = h.shape[1]
     if bits < 2:
         raise ValueError(f"correlation needs at least two bits, got {bits}")
-    with torch.autocast(h.device.type, enabled=False):
+    with without_autocast(h):
         moments = total(h.T @ h, gather) / sum(local_sizes(h, gather))
     return (moments.square().sum() - moments.diagonal().square().sum()) / (bits * (bits - 1))
 

@@ -55,7 +55,7 @@ def proto_nce(
         0.5514
     """
     check_labels(embeddings, labels)
-    check_values(labels)
+    check_values(embeddings, labels)
     if len(prototypes) == 0 or prototypes.shape[1] != embeddings.shape[1]:
         raise ValueError(f"expected prototypes [k {embeddings.shape[1]}], got {tuple(prototypes.shape)}")
     if int(labels.max()) >= len(prototypes):

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastive_core.losses.kernel import without_autocast
 from contrastive_core.losses.rows import check_pair, full_precision, local_sizes, total
 
 _BATCH_NORM_EPSILON = 1e-5
@@ -41,7 +42,7 @@ def barlow_twins(
     """
     check_pair(view_a, view_b)
     n = _rows_with_variance(view_a, gather)
-    with torch.autocast(view_a.device.type, enabled=False):
+    with without_autocast(view_a):
         a, b = (_centred(full_precision(view), n, gather) for view in (view_a, view_b))
         moments = total(torch.stack([a.square().sum(0), b.square().sum(0)]), gather) / n
         scale_a, scale_b = (moments + _BATCH_NORM_EPSILON).rsqrt()
@@ -86,7 +87,7 @@ def vicreg(
     check_pair(view_a, view_b)
     n = _rows_with_variance(view_a, gather)
     d = view_a.shape[1]
-    with torch.autocast(view_a.device.type, enabled=False):
+    with without_autocast(view_a):
         a, b = full_precision(view_a), full_precision(view_b)
         loss = invariance * total((a - b).square().sum(), gather) / (n * d)
         for view in (a, b):

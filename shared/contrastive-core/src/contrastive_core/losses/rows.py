@@ -32,14 +32,12 @@ def check_labels(rows: Tensor, labels: Tensor) -> None:
         raise ValueError("the batch is empty")
 
 
-def check_values(labels: Tensor) -> None:
-    """Labels whose values are at hand.
-
-    Raises:
-        ValueError: A meta tensor, or one that :func:`torch.func.vmap` maps over.
-    """
-    if labels.is_meta or torch._C._functorch.is_batchedtensor(labels):
-        raise ValueError("the work depends on the values of the labels: meta tensors and labels under vmap have none")
+def check_values(rows: Tensor, labels: Tensor | None) -> None:
+    """Refuse meta tensors, and labels that :func:`torch.func.vmap` maps over, where the work depends on values."""
+    if rows.is_meta or (labels is not None and torch._C._functorch.is_batchedtensor(labels)):
+        raise ValueError(
+            "what is done depends on the values of labels, which meta tensors and labels under vmap do not have"
+        )
 
 
 def scalar(value: Temperature, like: Tensor, name: str = "temperature") -> float | Tensor:

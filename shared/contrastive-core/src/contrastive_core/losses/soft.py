@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastive_core.losses.kernel import is_transformed, without_autocast
 from contrastive_core.losses.rows import Temperature, inverse_temperature, normalise
 from contrastive_core.nn.kernels import squared_distances
 
@@ -52,7 +53,7 @@ def soft_info_nce(
     if targets.shape != (len(query), len(key)):
         raise ValueError(f"targets are [{len(query)} {len(key)}], got {tuple(targets.shape)}")
     scale = inverse_temperature(temperature, query)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         logits = normalise(query) @ normalise(key).T * scale
         weights = targets.to(logits)
         loss = _cross_entropy(logits, weights)
@@ -94,6 +95,6 @@ def rbf_targets(
 
 def _cross_entropy(logits: Tensor, weights: Tensor) -> Tensor:
     total = weights.sum(1, keepdim=True)
-    if not bool((total > 0).all()) or bool((weights < 0).any()):
+    if not is_transformed(total) and (not bool((total > 0).all()) or bool((weights < 0).any())):
         raise ValueError("targets are not negative, and every item has some")
     return -(weights / total * logits.log_softmax(1)).sum(1).mean()

@@ -16,8 +16,10 @@ def non_negative(x: Float[Tensor, "*shape"], kind: NonNegative = "rep_relu") -> 
 
     Args:
         x: Embeddings, any shape.
-        kind: ``relu``; ``rep_relu``: values of ReLU with the gradient of GELU, so that dead rows can recover;
-            ``softplus``: smooth, and never exactly zero.
+        kind: ``relu``; ``rep_relu``: values of ReLU with the gradient of GELU, so that a factor that is off can recover
+            in a row with others; ``softplus``: smooth, and never exactly zero. A row that is off in all factors has no
+            direction: a loss that normalises gives it no gradient under ``relu`` and ``rep_relu`` and it stays off,
+            while :func:`spectral_contrastive` brings it back, and ``softplus`` never loses it.
 
     Raises:
         ValueError: The kind is not known.

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from contrastive_core.losses.kernel import without_autocast
 from contrastive_core.losses.rows import check_pair, full_precision, local_sizes, total
 
 
@@ -57,7 +58,7 @@ def spectral_contrastive(
     if n < 2 and exclude_self:
         raise ValueError(f"expected at least two rows to contrast, got {n}")
     pairs = n * (n - 1) if exclude_self else n * n
-    with torch.autocast(m1.device.type, enabled=False):
+    with without_autocast(m1):
         (first, _), (second, _) = views
         attraction = (first * second).sum() / n
         combinations = [(0, 1)] if negatives == "other" else [(0, 1), (1, 0), (0, 0), (1, 1)]

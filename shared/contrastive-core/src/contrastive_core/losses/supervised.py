@@ -65,7 +65,7 @@ def sup_con(
         1.6094
     """
     check_labels(embeddings, labels)
-    check_values(labels)
+    check_values(embeddings, labels)
     scale = inverse_temperature(temperature, embeddings)
     x = normalise(embeddings)
     counts = local_sizes(x, gather)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from contrastive_core.distributed import is_active
+from contrastive_core.losses.kernel import without_autocast
 from contrastive_core.losses.rows import (
     Temperature,
     full_precision,
@@ -49,7 +50,7 @@ def sinkhorn(
     """
     if not epsilon > 0 or iterations < 1:
         raise ValueError(f"expected epsilon > 0 and at least one iteration, got {epsilon} and {iterations}")
-    with torch.autocast(scores.device.type, enabled=False):
+    with without_autocast(scores):
         log_q = full_precision(scores) / epsilon
         for _ in range(iterations):
             log_q = log_q - _column_logsumexp(log_q, gather)
@@ -96,7 +97,7 @@ def swav(
     scale = inverse_temperature(temperature, views[0])
     counts = local_sizes(views[0], gather)
     centres = normalise(prototypes)
-    with torch.autocast(views[0].device.type, enabled=False):
+    with without_autocast(views[0]):
         scores = [normalise(view) @ centres.T for view in views]
         log_p = [(score * scale).log_softmax(1) for score in scores]
         terms = []

@@ -9,6 +9,19 @@ from torch import Tensor, nn
 
 from contrastive_core.losses.sparse import non_negative
 
+_ZETA = (
+    1.644934066848226,
+    1.202056903159594,
+    1.082323233711138,
+    1.036927755143370,
+    1.017343061984449,
+    1.008349277381923,
+)
+"""Riemann's zeta function at 2, 3, ..., 7."""
+
+_SERIES = 0.05
+"""Where one over the shape is smaller, seven terms are exact to rounding."""
+
 MeanActivation = Literal["softplus", "rep_relu"]
 
 
@@ -126,6 +139,31 @@ class WeibullHead(nn.Module):
             mean = raw.clamp_min(self.mean_min) if self.mean_activation == "softplus" else raw + self.mean_min
             shape = (self.shape_min + F.softplus(self.shape(x))).clamp_max(self.shape_max)
             return WeibullParameters(shape, mean * torch.exp(-torch.lgamma(1 + 1 / shape)))
+
+
+def weibull_variance(shape: Float[Tensor, "*s"], scale: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """``λ² [Γ(1 + 2/k) − Γ(1 + 1/k)²]``, element by element, without cancellation however large the shape.
+
+    With ``x = 1/k`` it is ``λ² Γ(1 + x)² expm1(d)`` with ``d = log Γ(1 + 2x) − 2 log Γ(1 + x)``. For small x both
+    logarithms are nearly linear and their difference is lost in rounding; there, from Abramowitz and Stegun's 6.1.33,
+    ``d = sum_{m >= 2} (-1)^m ζ(m) (2^m − 2) x^m / m``.
+
+    Args:
+        shape: k, positive.
+        scale: λ, positive.
+
+    Example:
+        >>> weibull_variance(torch.tensor([1.0, 1e6]), torch.tensor([2.0, 1.0]))  # 4, π² / 6 / k²
+        tensor([4.0000e+00, 1.6449e-12])
+    """
+    x = 1 / shape
+    small = x.clamp(max=_SERIES)
+    series = torch.zeros_like(x)
+    for m in range(len(_ZETA) + 1, 1, -1):
+        series = (series + (-1) ** m * _ZETA[m - 2] * (2**m - 2) / m) * small
+    direct = torch.lgamma(1 + 2 * x) - 2 * torch.lgamma(1 + x)
+    difference = torch.where(x < _SERIES, series * small, direct)
+    return (scale * torch.lgamma(1 + x).exp()).square() * torch.expm1(difference)
 
 
 def _linear(in_features: int, out_features: int, gain: float, bias: float | None = None) -> nn.Linear:

@@ -1,6 +1,8 @@
-"""Gradients of gradients: every public loss against finite differences of its gradient, in one tile and in many."""
+"""What holds of every public loss: second derivatives, torch.func, compilers, temperatures of shape [1]."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -126,3 +128,77 @@ def test_the_sign_s_estimator_is_linear_in_what_comes_from_above():
     inside = (x.abs() <= 1).to(x)
     # d/dx [2 x s + x^2 1] with s' = 1 inside.
     torch.testing.assert_close(second, (2 * sign_ste(x) + 4 * x * inside).detach())
+
+
+def both(name, call=None):
+    """Value and gradient at fixed views."""
+    a, b = rows(N, D).requires_grad_(), rows(N, D, seed=1)
+    value = (call or TWO_VIEWS[name])(a, b, torch.tensor(0.6, dtype=torch.double)).sum()
+    return value.detach(), torch.autograd.grad(value, a)[0] if value.requires_grad else torch.zeros_like(a)
+
+
+@pytest.mark.parametrize("name", TWO_VIEWS)
+def test_transforms_of_torch_func_give_the_gradient_and_map_over_batches(name):
+    a, b, t = rows(N, D), rows(N, D, seed=1), torch.tensor(0.6, dtype=torch.double)
+    gradient = torch.func.grad(lambda a: TWO_VIEWS[name](a, b, t).sum())(a)
+    torch.testing.assert_close(gradient, both(name)[1])
+    many = torch.stack([a, b, a + b]), torch.stack([b, b + 1, a])
+    mapped = torch.func.vmap(lambda a, b: TWO_VIEWS[name](a, b, t))(*many)
+    torch.testing.assert_close(mapped, torch.stack([TWO_VIEWS[name](a, b, t) for a, b in zip(*many, strict=True)]))
+
+
+def test_meta_tensors_have_a_shape_or_are_refused():
+    a = torch.empty(N, D, device="meta")
+    for loss in (L.nt_xent, L.info_nce, L.clip_loss, L.siglip, L.barlow_twins, L.vicreg, L.decoupled, L.soft_info_nce):
+        assert loss(a, a).shape == ()
+    with pytest.raises(ValueError, match="meta tensors"):
+        L.sup_con(a, torch.empty(N, dtype=torch.long, device="meta"))
+    with pytest.raises(ValueError, match="under vmap"):
+        torch.func.vmap(lambda y: L.sup_con(OTHER, y))(LABELS.repeat(2, 1))
+
+
+@pytest.mark.parametrize("name", TWO_VIEWS)
+def test_a_temperature_of_shape_one_is_a_number(name):
+    a, b = rows(N, D).requires_grad_(), rows(N, D, seed=1)
+    if name in ("pair_logsumexp", "self_logsumexp"):
+        pytest.skip("take a scalar")
+    t = torch.tensor([0.6], dtype=torch.double, requires_grad=True)
+    value = TWO_VIEWS[name](a, b, t)
+    assert value.shape == ()
+    if not value.requires_grad:
+        pytest.skip("depends on constants only")
+    (gradient,) = torch.autograd.grad(value, t, allow_unused=True)
+    scalar = t.detach().reshape(()).requires_grad_()
+    (expected,) = torch.autograd.grad(TWO_VIEWS[name](a, b, scalar), scalar, allow_unused=True)
+    assert (gradient is None) == (expected is None)
+    if expected is not None:
+        torch.testing.assert_close(gradient, expected.reshape(1))
+
+
+COMPILED = """
+import torch
+from contrastive_core import losses as L
+
+torch.set_num_threads(1)
+a, b = (torch.randn(20, 4, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in (0, 1))
+labels = torch.arange(20) % 5
+CALLS = {
+    "nt_xent": lambda a, b: L.nt_xent(a, b, temperature=0.2),
+    "siglip tiles": lambda a, b: L.siglip(a, b, tile=8),
+    "nt_xent tiles": lambda a, b: L.nt_xent(a * 2, b, temperature=0.2, tile=8).exp(),
+    "sup_con": lambda a, b: L.sup_con(a * b, labels),
+}
+for name, call in CALLS.items():
+    torch._dynamo.reset()
+    backend = "inductor" if name == "nt_xent" else "aot_eager"
+    expected, value = call(a, b), torch.compile(call, backend=backend)(a, b)
+    torch.testing.assert_close(value, expected)
+    for g, r in zip(torch.autograd.grad(value, (a, b)), torch.autograd.grad(expected, (a, b))):
+        torch.testing.assert_close(g, r)
+"""
+
+
+def test_compiled_losses_are_the_same():
+    """In one graph where the problem is one tile, around the kernel where it is many."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
