@@ -189,6 +189,10 @@ class Mantis(nn.Module):
             )
         return len(self.layers) - 1 if layer == -1 else layer
 
+    def unread(self, layer: int) -> list[nn.Module]:
+        """Parts that the output of a layer does not depend on: later layers and the projector."""
+        return [*self.layers[self.layer_index(layer) + 1 :], self.projector]
+
     def truncated(self, layer: int) -> "Mantis":
         """A copy that ends after ``layer``: same output there, fewer parameters."""
         keep = self.layer_index(layer) + 1

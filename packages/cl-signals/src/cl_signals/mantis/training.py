@@ -133,6 +133,8 @@ def _train_network(
     drop = len(dataset) > settings.batch_size and len(dataset) % settings.batch_size == 1
     loader = batches(dataset, settings.batch_size, seed=settings.training.seed, drop_last=drop)
     frozen = network.encoder if settings.mode == "adapter-head" else None
+    for unread in network.encoder.unread(settings.layer):
+        unread.requires_grad_(False)
     fit(ClassifierSystem(network, settings.optim, frozen=frozen), loader, settings=settings.training, run=run)
     network.requires_grad_(True)
 

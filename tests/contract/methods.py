@@ -1,0 +1,90 @@
+"""Every training verb of every package, and what it needs to train in about two seconds. A new method joins here."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A training verb.
+
+    Attributes:
+        words: The command and its verb, such as ``cl-signals mantis pretrain``.
+        data: Makes tiny data in a folder and names what the verb is given.
+        options: What makes it train in about two seconds, with at least six steps.
+        halves: A batch-size option and its value that ``options`` give; where half of it with ``--accumulate 2`` gives
+            the same weights. ``None`` where the loss contrasts the micro-batch, or draws differ between micro-batches.
+        still: Options that switch all draws off, with which two processes give the weights of one. ``None`` where
+            there is no such option; then both processes must still agree, and exchange what they contrast.
+        contrasts: Whether the loss contrasts rows, which processes then have to exchange in every step.
+        network: Whether the verb trains by steps at all, so that it has checkpoints and a log.
+    """
+
+    words: str
+    data: Callable[[Path], Path]
+    options: tuple[str, ...]
+    halves: tuple[str, int] | None = None
+    still: tuple[str, ...] | None = None
+    contrasts: bool = True
+    network: bool = True
+
+    @property
+    def app(self) -> Any:
+        """The package's command."""
+        return importlib.import_module(f"{self.words.split()[0].replace('-', '_')}.cli").app
+
+    def line(self, data: object, out: object, *options: str) -> list[str]:
+        """The command line, with some options replaced or added."""
+        given = {option for option in options if option.startswith("--")}
+        kept: list[str] = []
+        for word in self.options:
+            if word.startswith("--"):
+                taking = word not in given
+            if taking:
+                kept.append(word)
+        return [*self.words.split()[1:], str(data), str(out), *kept, *options]
+
+    def run(self, data: object, out: object, *options: str) -> int:
+        """Train."""
+        return int(self.app.run(self.line(data, out, *options)))
+
+    def __str__(self) -> str:
+        return self.words
+
+
+QUICK = ("--seed", "3", "--no-progress", "--accelerator", "cpu", "--log-every", "1", "--checkpoint-every", "2")
+
+
+def corpus(folder: Path) -> Path:
+    """Random walks."""
+    np.save(folder / "corpus.npy", np.random.default_rng(0).normal(size=(32, 64)).cumsum(1).astype(np.float32))
+    return folder / "corpus.npy"
+
+
+def series(folder: Path) -> Path:
+    """Labelled random walks."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 16, 2, 64)).cumsum(-1).astype(np.float32), np.arange(16) % 2
+    np.savez(folder / "series.npz", X_train=x[0], y_train=y, X_test=x[1], y_test=y)
+    return folder / "series.npz"
+
+
+VERBS = [
+    Verb(
+        "cl-signals mantis pretrain",
+        corpus,
+        ("--preset", "tiny", "--steps", "6", "--batch-size", "8", *QUICK),
+        still=("--views.crop", "0"),
+    ),
+    Verb(
+        "cl-signals mantis train",
+        series,
+        ("--mode", "scratch", "--preset", "tiny", "--length", "64", "--steps", "6", "--batch-size", "8", *QUICK),
+        contrasts=False,
+    ),
+]
