@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from contrastive_core.index.where import Kind
+
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 Progress = Callable[[str, int, int], None]
@@ -138,7 +140,7 @@ class IndexInfo:
     model: Model
     items: dict[str, int]
     features: int
-    fields: dict[str, str]
+    fields: dict[str, Kind]
     approximation: Approximation | None
     version: int
     bytes: int | None

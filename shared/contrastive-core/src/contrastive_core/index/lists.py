@@ -7,9 +7,9 @@ from datetime import timedelta
 from threading import Event, Thread
 from typing import Any
 
-import lancedb
 import numpy as np
 from jaxtyping import Float, Int
+from lancedb.index import IvfRq, IvfSq
 
 from contrastive_core.index.checks import products
 from contrastive_core.index.interface import Approximation, CodeModel, Progress
@@ -67,11 +67,11 @@ def build_lists(table: Any, size: int, dim: int, progress: Progress | None) -> s
         What was built, for people.
     """
     lists = max(1, math.isqrt(size))
-    options = {"distance_type": "dot", "num_partitions": lists, "max_iterations": 15, "sample_rate": 64}
     # RaBitQ takes dimensions in whole bytes; other lengths are kept in 8 bits a dimension.
-    kind = lancedb.index.IvfRq if dim % 8 == 0 else lancedb.index.IvfSq
+    kind: type[IvfRq] | type[IvfSq] = IvfRq if dim % 8 == 0 else IvfSq
+    config = kind(distance_type="dot", num_partitions=lists, max_iterations=15, sample_rate=64)
     with disk(), _ticking("clustering into lists", progress):
-        table.create_index("vector", config=kind(**options), wait_timeout=HOURS)
+        table.create_index("vector", config=config, wait_timeout=HOURS)
     return f"inverted file of {lists} lists, {'RaBitQ' if dim % 8 == 0 else '8 bits a dimension'}"
 
 

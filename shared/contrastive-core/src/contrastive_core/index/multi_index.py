@@ -72,12 +72,11 @@ class MultiIndex:
         lengths = (stops - starts).ravel()
         ends = np.cumsum(lengths, dtype=self.starts.dtype)
         places = np.repeat(starts.ravel() - ends + lengths, lengths)
-        places += np.arange(len(places), dtype=places.dtype)
-        rows = self.rows[places]
+        rows = self.rows[places + np.arange(len(places), dtype=places.dtype)]
         counts = (stops - starts).sum(1)
         distance = np.zeros(len(rows), np.uint8 if len(asked) < 4 else np.uint16)
         for word, query in zip(self.gallery, asked, strict=True):
-            distance += np.bitwise_count(word[rows] ^ np.repeat(query, counts))
+            np.add(distance, np.bitwise_count(word[rows] ^ np.repeat(query, counts)), out=distance)
         bounds = np.concatenate([[0], np.cumsum(counts)]).tolist()
         return [_cut(rows[i:j], distance[i:j], k, self.count) for i, j in pairwise(bounds)]
 
