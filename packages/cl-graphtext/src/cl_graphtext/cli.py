@@ -15,10 +15,11 @@ app.method(
     commands=[
         Command("sample-data", f"{_PROMPTGNN_SIM}:sample_data", "Write a real graph of packages and dependencies."),
         Command("import", f"{_PROMPTGNN_SIM}:import_graph", "Bring a published graph into the canonical folder."),
+        Command("inspect", f"{_PROMPTGNN_SIM}:inspect", "What is in a graph: counts, classes, split, homophily."),
         Command("cache-text", f"{_PROMPTGNN_SIM}:cache_text", "Encode the texts of a graph once."),
         Command("prompts", f"{_PROMPTGNN_SIM}:prompts", "Write the prompt of every node, with its neighbours."),
         Command("train", f"{_PROMPTGNN_SIM}:train", "Train node classification or link prediction, or a baseline."),
-        Command("evaluate", f"{_PROMPTGNN_SIM}:evaluate", "Judge a model, also under noise."),
+        Command("evaluate", f"{_PROMPTGNN_SIM}:evaluate", "Scores of a model, also under noise."),
         Command("robustness", f"{_PROMPTGNN_SIM}:robustness", "Accuracy against noise, beside the baselines."),
         Command("transfer", f"{_PROMPTGNN_SIM}:transfer", "Zero-shot classes or links of another graph."),
         Command(

@@ -1,64 +1,69 @@
-"""The verbs of ``cl-graphtext promptgnn-sim``; the same functions are the Python interface."""
+"""The verbs of ``cl-graphtext promptgnn-sim``."""
 
-import csv
 import dataclasses
-import json as json_format
-import statistics
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
+from contrastive_core.cli import Flat, options_of
 from contrastive_core.errors import InputError
-from contrastive_core.evaluation import fit_probe
-from contrastive_core.files import atomic_write, write_json
-from contrastive_core.report import Report
+from contrastive_core.files import atomic_write, json_text, refuse_existing, refuse_filled, write_csv, write_json
+from contrastive_core.tables import print_rows, show
 from contrastive_core.training import RunFolder, TrainSettings
 from cyclopts import Parameter
+from jaxtyping import Float
+from torch import Tensor
 
-from cl_graphtext.graph import PARTS, TextGraph, check_trainable, describe, random_split
-from cl_graphtext.importers import import_cstag, import_planetoid, import_promptgfm, import_wikics
-from cl_graphtext.llm import LLMSettings, load_summarizer
-from cl_graphtext.metrics import classification_metrics, link_metrics
-from cl_graphtext.perturb import Kind, graph_perturb, new_edges, parse_perturbation
-from cl_graphtext.promptgnn_sim.figures import (
-    add_examples,
-    add_homophily,
-    class_name,
-    map_figure,
-    robustness_figure,
-    score_rows,
+from cl_graphtext.graphs.graph import TextGraph, describe
+from cl_graphtext.graphs.importers import import_cstag, import_promptgfm, import_wikics
+from cl_graphtext.graphs.links import LinkSplit
+from cl_graphtext.graphs.perturb import Kind, parse_perturbation
+from cl_graphtext.graphs.planetoid import import_planetoid
+from cl_graphtext.graphs.reading import dump_jsonl, edge_indices, extend_graph, read_graph, write_graph
+from cl_graphtext.graphs.samples import Source, sample_graph
+from cl_graphtext.promptgnn_sim.data import Pipeline
+from cl_graphtext.promptgnn_sim.evaluation import evaluate as score
+from cl_graphtext.promptgnn_sim.evaluation import (
+    evaluate_noise,
+    evaluate_transferred_links,
+    evaluate_zero_shot,
+    link_facts,
+    means,
 )
-from cl_graphtext.promptgnn_sim.model import METHODS, Method, NetworkConfig
-from cl_graphtext.promptgnn_sim.pipeline import Pipeline, prompt_rows
+from cl_graphtext.promptgnn_sim.evaluation import robustness as compare
+from cl_graphtext.promptgnn_sim.inference import GraphModel, class_table, link_table
+from cl_graphtext.promptgnn_sim.model import METHODS, Method
+from cl_graphtext.promptgnn_sim.report import class_name, neighbour_rows, robustness_report, training_report
 from cl_graphtext.promptgnn_sim.selection import SelectionSettings
-from cl_graphtext.promptgnn_sim.system import ObjectiveSettings, OptimSettings, StageSettings, Task, embed_nodes
-from cl_graphtext.promptgnn_sim.training import (
-    LinkSplit,
-    Model,
-    Recipe,
-    Split,
-    judge_links,
-    judge_nodes,
-    split_links,
-    train_links,
-    train_nodes,
-)
-from cl_graphtext.reading import dump_jsonl, edge_indices, extend_graph, read_csv, read_graph, write_graph
-from cl_graphtext.samples import Source, sample_graph
-from cl_graphtext.text import TextCache, TextSettings, read_features
+from cl_graphtext.promptgnn_sim.system import OptimSettings, Settings, StageSettings, Task
+from cl_graphtext.promptgnn_sim.training import train_graph, warm_up
+from cl_graphtext.texts.answers import load_summarizer
+from cl_graphtext.texts.cache import TextCache, read_features
+from cl_graphtext.texts.encoders import TextSettings
+from cl_graphtext.texts.llm import LLMSettings
+from cl_graphtext.texts.tables import read_table
 
-Flat = Parameter(name="*")
 Format = Literal["promptgfm", "planetoid", "wikics", "cstag", "debian", "python"]
-Table = Literal["csv", "parquet"]
 DEFAULT_CACHE = Path("text-cache")
+_NOISY = Settings(
+    split="20-per-class",
+    batch_size=512,
+    text=TextSettings(max_tokens=128, prompt_tokens=64),
+    optim=OptimSettings(lr=3e-3),
+    training=TrainSettings(steps=100, validate_every=10, log_every=50, progress=False),
+)
 
 
 def sample_data(
-    out: Path, *, source: Source = "auto", nodes: int = 1500, packages: Path | None = None, overwrite: bool = False
+    out: Path,
+    *,
+    source: Source = "auto",
+    nodes: int = 1500,
+    packages: Path | None = None,
+    overwrite: bool = False,
+    json: bool = False,
 ) -> None:
     """Write a real graph of text: Debian's packages with their dependencies, or the installed Python distributions.
 
@@ -68,10 +73,12 @@ def sample_data(
         nodes: Most nodes, 0 for all.
         packages: Packages or dpkg status file, instead of the index of this machine.
         overwrite: Replace a graph that is there.
+        json: Print JSON.
     """
+    refuse_filled(out, overwrite)
     graph = sample_graph(source, nodes=nodes, packages=packages)
     write_graph(graph, out, overwrite=overwrite)
-    _print_facts(describe(graph), out)
+    _print_facts(describe(graph), json=json, last=f"graph in {out}")
 
 
 def import_graph(
@@ -80,7 +87,7 @@ def import_graph(
     *,
     format: Format,
     texts: Path | None = None,
-    table: Table = "csv",
+    table: Literal["csv", "parquet"] = "csv",
     overwrite: bool = False,
     json: bool = False,
 ) -> None:
@@ -90,13 +97,14 @@ def import_graph(
         source: Folder (or CSV of CS-TAG, Packages file of debian; not looked at for python).
         out: Folder to write to.
         format: promptgfm, planetoid, wikics, cstag, debian or python.
-        texts: CSV with node_id and text, for planetoid, whose files hold none.
+        texts: Table with node_id and text, for planetoid, whose files hold none.
         table: csv or parquet.
         overwrite: Replace a graph that is there.
         json: Print JSON.
     """
     if texts is not None and format != "planetoid":
         raise InputError("texts are joined to planetoid's files only", where="--texts", why=f"--format is {format}")
+    refuse_filled(out, overwrite)
     readers: dict[str, Callable[[], tuple[TextGraph, dict[str, Any]]]] = {
         "promptgfm": lambda: import_promptgfm(source),
         "planetoid": lambda: import_planetoid(source, texts),
@@ -105,13 +113,21 @@ def import_graph(
         "debian": lambda: (sample_graph("debian", nodes=0, packages=source), {}),
         "python": lambda: (sample_graph("python", nodes=0), {}),
     }
-    graph, found = readers[format]()
+    graph, more = readers[format]()
     write_graph(graph, out, format=table, overwrite=overwrite)
-    facts = {**describe(graph), **found}
-    if json:
-        print(json_format.dumps(facts, indent=2))
-    else:
-        _print_facts(facts, out)
+    _print_facts({**describe(graph), **more}, json=json, last=f"graph in {out}")
+
+
+def inspect(data: Path, *, json: bool = False) -> None:
+    """Say what is in a graph: counts, classes, missing texts and labels, the split, homophily.
+
+    Args:
+        data: TAG folder.
+        json: Print JSON.
+    """
+    graph = read_graph(data)
+    split = {part: len(nodes) for part, nodes in graph.split.items()}
+    _print_facts({**describe(graph), "split": split or "none, one is drawn"}, json=json)
 
 
 def cache_text(
@@ -120,6 +136,7 @@ def cache_text(
     *,
     text: TextSettings = TextSettings(),
     cache: Path = DEFAULT_CACHE,
+    device: str = "auto",
     overwrite: bool = False,
 ) -> None:
     """Encode the texts of a graph once, into the cache and as an array.
@@ -129,12 +146,12 @@ def cache_text(
         out: .npy to write, one row a node in the order of the nodes.
         text: Text model.
         cache: Folder of embeddings; other verbs find them there.
+        device: auto, cpu or cuda.
         overwrite: Replace an existing file.
     """
-    _refuse_existing(out, overwrite, ".npy")
-    graph = read_graph(data)
-    pipeline = Pipeline(SelectionSettings(), text, TextCache(cache))
-    x = pipeline.embed(graph)
+    _refuse_output(out, overwrite, ".npy")
+    pipeline = Pipeline(SelectionSettings(), text, TextCache(cache), device=device)
+    x = pipeline.embed(read_graph(data))
     with atomic_write(out) as temporary:
         np.save(temporary, x.numpy())
     print(f"{len(x)} embeddings of {x.shape[1]} numbers in {out}, {pipeline.cache.encoded} of them encoded now")
@@ -150,8 +167,10 @@ def prompts(
     llm: LLMSettings = LLMSettings(),
     warmup: int = 30,
     split: str = "60/20/20",
+    split_seed: int = 0,
     seed: int = 0,
     cache: Path = DEFAULT_CACHE,
+    device: str = "auto",
     overwrite: bool = False,
 ) -> None:
     """Write the prompt of every node, with the neighbours it is made from.
@@ -165,34 +184,23 @@ def prompts(
         llm: Language model that answers the prompts.
         warmup: Steps of that warm-up.
         split: Split of that warm-up.
-        seed: Its seed.
+        split_seed: Seed of that split.
+        seed: Seed of that warm-up.
         cache: Folder of embeddings and answers.
+        device: auto, cpu or cuda.
         overwrite: Replace an existing file.
     """
-    _refuse_existing(out, overwrite, ".jsonl")
-    graph = read_graph(data)
-    store = TextCache(cache)
-    if run is not None:
-        model = Model.load(run, cache=store)
-        _fused(model, run)
-    else:
-        recipe = Recipe(
-            selection=selection,
-            text=text,
-            network=NetworkConfig(prompt=False, fusion="graph"),
-            stages=StageSettings(warmup=warmup),
-            batch_size=1024,
-            train=TrainSettings(steps=warmup + 1, seed=seed, progress=False),
+    _refuse_output(out, overwrite, ".jsonl")
+    graph, store = read_graph(data), TextCache(cache)
+    summarizer = load_summarizer(llm, labels=graph.classes, cache=cache / "answers", device=device)
+    if run is None:
+        training, stages = TrainSettings(seed=seed), StageSettings(warmup=warmup)
+        settings = Settings(
+            split=split, split_seed=split_seed, text=text, selection=selection, stages=stages, training=training
         )
-        pipeline = Pipeline(selection, text, store, prompting=False)
-        with tempfile.TemporaryDirectory() as place, RunFolder.create(Path(place) / "run", recipe.to_dict()) as folder:
-            model = train_nodes(graph, _split(graph, split, seed), recipe, pipeline, run=folder)
-        model.pipeline.prompting = True
-        model.pipeline.fit(graph, model.pipeline.embed(graph))
-    summarizer = load_summarizer(llm, labels=graph.classes, cache=cache / "answers")
-    model.pipeline.prompting = False  # prompts are written here, not encoded
-    view = model.view(graph)
-    rows = prompt_rows(model.pipeline, view, range(len(graph)))
+        rows = warm_up(graph, settings, cache=store).prompts(graph)
+    else:
+        rows = GraphModel.load(run, device=device, cache=store).prompts(graph)
     if summarizer is not None:
         answers = summarizer.summarise(graph.ids, [row["prompt"] for row in rows])
         rows = [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)]
@@ -204,117 +212,40 @@ def train(
     data: Path,
     out: Path,
     *,
-    task: Task = "nc",
-    method: Method = "promptgnn-sim",
-    split: str = "60/20/20",
-    split_seed: int = 0,
-    inductive: bool = False,
+    settings: Annotated[Settings, Flat] = Settings(),
     features: Path | None = None,
-    batch_size: int = 128,
-    text: TextSettings = TextSettings(),
-    llm: LLMSettings = LLMSettings(),
-    selection: SelectionSettings = SelectionSettings(),
-    network: NetworkConfig = NetworkConfig(),
-    objective: ObjectiveSettings = ObjectiveSettings(),
-    stages: StageSettings = StageSettings(),
-    optim: OptimSettings = OptimSettings(),
-    train: Annotated[TrainSettings, Flat] = TrainSettings(steps=300, patience=0, validate_every=10),
     cache: Path = DEFAULT_CACHE,
     resume: bool = False,
     overwrite: bool = False,
+    json: bool = False,
 ) -> None:
     """Train PromptGNN-sim or a baseline.
 
     Args:
         data: TAG folder.
         out: Run folder.
-        task: nc: classes of nodes; lp: links.
-        method: promptgnn-sim, text-mlp, gcn, sage, gat or grace.
-        split: Shares such as 60/20/20, or 20-per-class; splits.json of the folder wins.
-        split_seed: Seed of the split.
-        inductive: See texts and links of test nodes only after training.
+        settings: Method, model, objective, length of the run.
         features: .npy with embeddings of the nodes' texts, instead of the text model.
-        batch_size: Labelled nodes, or links, in a batch.
-        text: Text model.
-        llm: Language model that turns prompts into summaries; none by default.
-        selection: How neighbours are chosen.
-        network: Architecture.
-        objective: Objective.
-        stages: Stages of training.
-        optim: Optimiser.
-        train: Length of the run and hardware.
         cache: Folder of embeddings and answers.
         resume: Continue an interrupted run.
         overwrite: Replace an old run.
+        json: Print JSON.
     """
-    recipe = Recipe(
-        method=method,
-        task=task,
-        inductive=inductive,
-        batch_size=batch_size,
-        selection=selection,
-        text=text,
-        network=network,
-        objective=objective,
-        stages=stages,
-        optim=optim,
-        train=train,
-    )
-    config = {
-        "command": "train",
-        "data": str(data),
-        "split": split,
-        "split_seed": split_seed,
-        "features": None if features is None else str(features),
-        "cache": str(cache),
-        "llm": {**dataclasses.asdict(llm), "answers": None if llm.answers is None else str(llm.answers)},
-        **recipe.to_dict(),
-    }
-    if text.lora and (resume or features is not None or method != "promptgnn-sim"):
-        raise InputError(
-            "LoRA trains the text model of promptgnn-sim, in one go",
-            where="--text.lora",
-            why="it goes with none of --resume, --features and the baselines",
-        )
-    if (out / "config.yaml").is_file() and not (resume or overwrite):
-        RunFolder.create(out, config)  # refuses, before minutes go into encoding
-    graph = read_graph(data)
-    pipeline = _pipeline(recipe, cache, llm, graph.classes)
-    x = None if features is None else read_features(features, len(graph))
-    # What the data refuse is refused before a folder is made.
-    parts = _split(graph, split, split_seed) if task == "nc" else {}
-    if task == "nc":
-        check_trainable(graph, parts)
-    links = split_links(graph, seed=split_seed) if task == "lp" else None
-    recipe.length(len(parts["train"]) if links is None else len(links.positives))
-    x = pipeline.embed(graph) if x is None else x
-    if x.shape[1] != pipeline_width(pipeline, x, recipe):
-        raise InputError(
-            "prompts and texts are encoded in different widths",
-            where="--features, --text.model",
-            why=f"features have {x.shape[1]} numbers, the text model {pipeline.encoders[1].dim}",
-            remedy="name the text model the features were made with, or use --no-network.prompt",
-        )
-    with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
-        if links is None:
-            model = train_nodes(graph, parts, recipe, pipeline, run=run, x=x)
-            x = model.pipeline.embed(graph) if text.lora else x  # read by the model as it is now
-            scores = judge_nodes(model, graph, parts, x=x)
-        else:
-            model = train_links(graph, links, recipe, pipeline, run=run, x=x)
-            x = model.pipeline.embed(graph) if text.lora else x
-            scores = judge_links(model, graph, links, x=x)
+    with RunFolder.create(out, options_of(train, locals()), resume=resume, overwrite=overwrite) as run:
+        graph = read_graph(data)
+        x, split = None if features is None else read_features(features, len(graph)), settings.parts(graph)
+        model = train_graph(graph, settings, split=split, x=x, cache=TextCache(cache), run=run)
         model.save(run)
-        results: dict[str, Any] = {"method": method, "task": task, "scores": scores, "graph": describe(graph)}
-        shown = graph if links is None else graph.with_edges(links.messages)
-        _training_report(run, model, shown, x, results).write(run.path / "report.html")
-        run.write_results(results)
-    for part, values in scores.items():
-        print(
-            f"{part}: "
-            + ", ".join(f"{name} {value:.3f}" for name, value in values.items() if name not in ("nodes", "pairs"))
-        )
-    print(f"model in {out}, report in {out / 'report.html'}")
+        view = model.view(graph.with_edges(split.messages) if isinstance(split, LinkSplit) else graph, x)
+        scores, facts = score(model, graph, split, view=view), describe(graph)
+        results = {"method": settings.method, "task": settings.task, "scores": scores, "graph": facts}
+        run.write_results({**results, "links": link_facts(view)})
+        training_report(run, model, view, scores, facts, split).write(run.report)
+    if json:
+        print(json_text(results))
+        return
+    print_rows([{"part": part, **values} for part, values in scores.items()])
+    print(f"model in {out}, report in {run.report}; next: cl-graphtext promptgnn-sim evaluate {out} {data}")
 
 
 def evaluate(
@@ -328,9 +259,10 @@ def evaluate(
     features: Path | None = None,
     text_model: str | None = None,
     cache: Path = DEFAULT_CACHE,
+    device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Judge a trained model, on the graph as it is and under noise it was not trained with.
+    """Score a trained model, on the graph as it is and under noise it was not trained with.
 
     Args:
         run: Run folder of `train`.
@@ -342,40 +274,22 @@ def evaluate(
         features: .npy with embeddings, for runs trained with --features.
         text_model: Where the run's text model is, if it has moved.
         cache: Folder of embeddings.
+        device: auto, cpu or cuda.
         json: Print JSON instead of a table.
     """
     noises = [parse_perturbation(word) for word in perturb]
-    _positive(seeds, "--seeds")
-    model, graph, x = _opened(run, data, features, text_model, cache)
-    config = RunFolder.open(run).config()
-    chosen = split or str(config.get("split", "60/20/20"))
-    draw = int(config.get("split_seed", 0)) if split_seed is None else split_seed
-    rows: list[dict[str, Any]] = []
-    for kind, rate in [("drop", 0.0), *noises]:
-        for seed in range(seeds if rate else 1):
-            if model.task == "nc":
-                noisy = graph_perturb(graph, kind, rate, seed=seed)  # type: ignore[arg-type]
-                known = None if kind == "text-drop" and rate else x
-                found = judge_nodes(model, noisy, _split(graph, chosen, draw), x=known)["test"]
-            else:
-                links = split_links(graph, seed=draw)
-                noisy = graph_perturb(graph.with_edges(links.messages), kind, rate, seed=seed)  # type: ignore[arg-type]
-                known = None if kind == "text-drop" and rate else x
-                found = judge_links(model, noisy, dataclasses.replace(links, messages=noisy.edges), x=known)["test"]
-            rows.append({"noise": f"{kind}:{rate:g}" if rate else "none", "seed": seed, **found})
-            _tell(f"{rows[-1]['noise']}, draw {seed}: accuracy {found['accuracy']:.3f}")
-    folder = RunFolder.open(run)
-    results = folder.results()
-    results["evaluation"] = rows
-    folder.write_results(results)
+    model, graph, x = _opened(run, data, features, text_model, cache, device)
+    changes = {name: value for name, value in (("split", split), ("split_seed", split_seed)) if value is not None}
+    model.settings = dataclasses.replace(model.settings, **changes)
+    rows = []
+    for row in evaluate_noise(model, graph, noises, seeds=seeds, x=x):
+        rows.append(row)
+        _tell(f"{row['noise']}, draw {row['draw']}: accuracy {row['accuracy']:.3f}")
+    _add_results(run, rows)
     if json:
-        print(json_format.dumps({"run": str(run), "rows": rows}, indent=2))
-        return
-    names = [name for name in rows[0] if name not in ("noise", "seed", "nodes", "pairs")]
-    for noise in dict.fromkeys(row["noise"] for row in rows):
-        mine = [row for row in rows if row["noise"] == noise]
-        values = ", ".join(f"{name} {statistics.fmean(row[name] for row in mine):.3f}" for name in names)
-        print(f"{noise:<14} {values}  ({len(mine)} draws)")
+        print(json_text({"run": run, "rows": rows}))
+    else:
+        print_rows(means(rows, "noise", leave_out=("draw",)))
 
 
 def robustness(
@@ -386,16 +300,8 @@ def robustness(
     kind: Kind = "rewire",
     rates: Annotated[tuple[float, ...], Parameter(negative=(), consume_multiple=True)] = (0.0, 0.3, 0.5, 0.7),
     seeds: int = 3,
-    split: str = "20-per-class",
+    settings: Annotated[Settings, Flat] = _NOISY,
     features: Path | None = None,
-    batch_size: int = 512,
-    text: TextSettings = TextSettings(max_tokens=128, prompt_tokens=64),
-    selection: SelectionSettings = SelectionSettings(),
-    network: NetworkConfig = NetworkConfig(),
-    objective: ObjectiveSettings = ObjectiveSettings(),
-    stages: StageSettings = StageSettings(),
-    optim: OptimSettings = OptimSettings(lr=3e-3),
-    steps: int = 100,
     cache: Path = DEFAULT_CACHE,
     overwrite: bool = False,
     json: bool = False,
@@ -408,80 +314,30 @@ def robustness(
         methods: Methods to compare.
         kind: Noise: drop, add, rewire, node-drop or text-drop.
         rates: Rates in [0, 1].
-        seeds: Seeds of split, noise and weights.
-        split: Split; splits.json of the folder wins.
+        seeds: How many seeds of split, noise and weights, counted from --seed and --split-seed.
+        settings: Settings of every method.
         features: .npy with embeddings of the texts; not with text-drop.
-        batch_size: Labelled nodes in a batch.
-        text: Text model.
-        selection: How neighbours are chosen.
-        network: Architecture.
-        objective: Objective.
-        stages: Stages of training.
-        optim: Optimiser.
-        steps: Training steps of every method.
         cache: Folder of embeddings.
         overwrite: Replace old results.
         json: Print JSON instead of a table.
     """
-    _positive(seeds, "--seeds")
-    _refuse_filled(out, overwrite)
-    if features is not None and kind == "text-drop":
-        raise InputError("features do not change with the texts", where="--features, --kind text-drop")
+    refuse_filled(out, overwrite)
     graph = read_graph(data)
-    for rate in rates:
-        graph_perturb(graph, kind, rate)  # refuses before anything is trained
-    store = TextCache(cache)
-    curves: dict[str, dict[float, list[float]]] = {method: {rate: [] for rate in rates} for method in methods}
-    fixed = None if features is None else read_features(features, len(graph))
-    rows, encoders = [], None
-    for seed in range(seeds):
-        parts = _split(graph, split, seed)
-        for rate in rates:
-            noisy = graph_perturb(graph, kind, rate, seed=seed)
-            for method in methods:
-                recipe = Recipe(
-                    method=method,
-                    batch_size=batch_size,
-                    selection=selection,
-                    text=text,
-                    network=network,
-                    objective=objective,
-                    stages=stages,
-                    optim=optim,
-                    train=TrainSettings(steps=steps, seed=seed, progress=False, validate_every=10, log_every=50),
-                )
-                pipeline = Pipeline(selection, text, store, encoders=encoders, prompting=_prompting(recipe))
-                with (
-                    tempfile.TemporaryDirectory() as place,
-                    RunFolder.create(Path(place) / "run", recipe.to_dict()) as run,
-                ):
-                    model = train_nodes(noisy, parts, recipe, pipeline, run=run, x=fixed)
-                if fixed is None and encoders is None and method == "promptgnn-sim":
-                    encoders = pipeline.encoders
-                scores = judge_nodes(model, noisy, parts, x=fixed)["test"]
-                curves[method][rate].append(scores["accuracy"])
-                rows.append({"method": method, "rate": rate, "seed": seed, **scores})
-                _tell(f"{kind}:{rate:g}, seed {seed}, {method}: accuracy {scores['accuracy']:.3f}")
-    report = Report(f"Robustness of {data.name}: {kind}")
-    report.facts({"nodes": len(graph), "edges": len(graph.edges), "split": split, "seeds": seeds, "steps": steps})
-    report.figure(
-        "Accuracy against noise", robustness_figure(curves, kind, "test accuracy"), "Band: standard deviation."
+    x = None if features is None else read_features(features, len(graph))
+
+    def tell(row: Mapping[str, Any]) -> None:
+        _tell(f"{kind}:{row['rate']:g}, seed {row['seed']}, {row['method']}: accuracy {row['accuracy']:.3f}")
+
+    rows = compare(
+        graph, settings, methods=methods, kind=kind, rates=rates, seeds=seeds, x=x, cache=TextCache(cache), tell=tell
     )
-    report.table(
-        "Mean test accuracy",
-        ["rate", *methods],
-        [[rate, *(statistics.fmean(curves[method][rate]) for method in methods)] for rate in rates],
-        best=range(1, len(methods) + 1),
-    )
-    write_json(out / "robustness.json", {"kind": kind, "split": split, "steps": steps, "rows": rows})
+    facts = {"nodes": len(graph), "edges": len(graph.edges), "split": settings.split, "seeds": seeds}
+    report, table = robustness_report(data, rows, kind, facts | {"steps": settings.training.steps})
+    write_json(out / "robustness.json", {"kind": kind, **facts, "rows": rows})
     report.write(out / "report.html")
-    if json:
-        print(json_format.dumps(rows, indent=2))
-        return
-    print(f"{'rate':<6}" + "".join(f"{method:>15}" for method in methods))
-    for rate in rates:
-        print(f"{rate:<6g}" + "".join(f"{statistics.fmean(curves[method][rate]):>15.3f}" for method in methods))
-    print(f"report in {out / 'report.html'}")
+    print_rows(rows if json else table, json=json)
+    if not json:
+        print(f"report in {out / 'report.html'}")
 
 
 def transfer(
@@ -489,9 +345,10 @@ def transfer(
     data: Path,
     *,
     task: Task = "nc",
-    seed: int = 0,
+    split_seed: int = 0,
     text_model: str | None = None,
     cache: Path = DEFAULT_CACHE,
+    device: str = "auto",
     json: bool = False,
 ) -> None:
     """Use a trained model on another graph without training it further.
@@ -503,39 +360,21 @@ def transfer(
         run: Run folder of `train --task nc --method promptgnn-sim`.
         data: TAG folder of the other graph.
         task: nc or lp.
-        seed: Seed of the links held out.
+        split_seed: Seed of the links held out.
         text_model: Where the run's text model is, if it has moved.
         cache: Folder of embeddings.
+        device: auto, cpu or cuda.
         json: Print JSON.
     """
-    if RunFolder.open(run).config().get("features") is not None:
-        raise InputError("another graph is read by the run's text model", where=run, why="it was trained on --features")
-    model, graph, x = _opened(run, data, None, text_model, cache)
-    _fused(model, run)
-    if task == "nc":
-        if model.task != "nc":
-            raise InputError("zero-shot classes need a model of classes", where=run, remedy="train with --task nc")
-        z = embed_nodes(model.network, model.view(graph, x))
-        with torch.no_grad():
-            scores = model.network.zero_shot(z, model.pipeline.describe_classes(graph))
-        found = classification_metrics(graph.labels, scores.argmax(1).numpy())
-        largest = float(np.bincount(graph.labels[graph.labels >= 0]).max() / max(1, (graph.labels >= 0).sum()))
-        found["largest_class"] = largest
-    else:
-        links = split_links(graph, seed=seed)
-        rows = embed_nodes(model.network, model.view(graph.with_edges(links.messages), x)).numpy()
-        rng = np.random.default_rng(seed)
-        known = graph.with_edges(np.concatenate([links.messages, links.positives]))
-        none = new_edges(known, len(links.positives), rng)
-        fitted = np.concatenate([links.positives, none])
-        truth = (np.arange(len(fitted)) < len(links.positives)).astype(np.int64)
-        probe = fit_probe(_pair_features(rows, fitted), truth, strength=1.0)
-        probability = probe.predict_proba(_pair_features(rows, links.test))[:, 1]
-        found = link_metrics(LinkSplit.truth(links.test).numpy(), probability.astype(np.float32))
+    model, graph, _ = _opened(run, data, None, text_model, cache, device)
+    model.check_fused()
+    scores = (
+        evaluate_zero_shot(model, graph) if task == "nc" else evaluate_transferred_links(model, graph, seed=split_seed)
+    )
     if json:
-        print(json_format.dumps({"task": task, **found}, indent=2))
+        print(json_text({"task": task, **scores}))
     else:
-        print(", ".join(f"{name} {value:.3f}" for name, value in found.items() if name not in ("nodes", "pairs")))
+        print_rows([scores])
 
 
 def predict(
@@ -548,6 +387,7 @@ def predict(
     features: Path | None = None,
     text_model: str | None = None,
     cache: Path = DEFAULT_CACHE,
+    device: str = "auto",
     overwrite: bool = False,
 ) -> None:
     """Classes of nodes, or probabilities of links; of new nodes too.
@@ -558,41 +398,22 @@ def predict(
         out: .csv to write: node_id, class and a probability a class; or src, dst, probability.
         new: Folder with nodes and edges that join the graph now; only these are predicted.
         pairs: .csv with src and dst, for runs of --task lp.
-        features: .npy with embeddings, for runs trained with --features.
+        features: .npy with embeddings of all nodes, for runs trained with --features.
         text_model: Where the run's text model is, if it has moved.
         cache: Folder of embeddings.
+        device: auto, cpu or cuda.
         overwrite: Replace an existing file.
     """
-    _refuse_existing(out, overwrite, ".csv")
-    model, graph, x = _opened(run, data, None if new else features, text_model, cache)
-    nodes = np.arange(len(graph))
-    if new is not None:
-        graph, nodes = extend_graph(graph, new)
-        x = None if features is None else read_features(features, len(graph))
-    if (model.task == "lp") != (pairs is not None):
-        raise InputError(
-            "links are predicted for pairs, classes without them",
-            where="--pairs",
-            why=f"the run's task is {model.task}",
-        )
+    _refuse_output(out, overwrite, ".csv")
+    model, graph, _ = _opened(run, data, None, text_model, cache, device)
+    graph, nodes = (graph, np.arange(len(graph))) if new is None else extend_graph(graph, new)
+    x = None if features is None else read_features(features, len(graph))
     if pairs is None:
-        z = embed_nodes(model.network, model.view(graph, x), torch.from_numpy(nodes))
-        probability = model.probabilities(z).numpy()
-        header = ["node_id", "class", *model.classes]
-        rows = [
-            [graph.ids[node], model.classes[int(p.argmax())], *(f"{v:.6f}" for v in p)]
-            for node, p in zip(nodes, probability, strict=True)
-        ]
+        rows = class_table(graph.ids, nodes, model.predict(graph, x).numpy(), model.classes)
     else:
-        ends = edge_indices(read_csv(pairs), graph.index(), pairs)
-        z = embed_nodes(model.network, model.view(graph, x))
-        header = ["src", "dst", "probability"]
-        rows = [
-            [graph.ids[a], graph.ids[b], f"{p:.6f}"]
-            for (a, b), p in zip(ends.tolist(), model.link_probability(z, ends).tolist(), strict=True)
-        ]
-    with atomic_write(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+        ends = edge_indices(read_table(pairs), graph.index())
+        rows = link_table(graph.ids, ends, model.predict_links(graph, ends, x).numpy())
+    write_csv(out, rows)
     print(f"{len(rows)} predictions in {out}")
 
 
@@ -604,6 +425,7 @@ def embed(
     features: Path | None = None,
     text_model: str | None = None,
     cache: Path = DEFAULT_CACHE,
+    device: str = "auto",
     overwrite: bool = False,
 ) -> None:
     """Embeddings of all nodes.
@@ -615,11 +437,12 @@ def embed(
         features: .npy with embeddings of the texts, for runs trained with --features.
         text_model: Where the run's text model is, if it has moved.
         cache: Folder of embeddings.
+        device: auto, cpu or cuda.
         overwrite: Replace an existing file.
     """
-    _refuse_existing(out, overwrite, ".npy", ".npz")
-    model, graph, x = _opened(run, data, features, text_model, cache)
-    z = embed_nodes(model.network, model.view(graph, x)).numpy()
+    _refuse_output(out, overwrite, ".npy", ".npz")
+    model, graph, x = _opened(run, data, features, text_model, cache, device)
+    z = model.embed(graph, x).numpy()
     with atomic_write(out) as temporary:
         if out.suffix == ".npy":
             np.save(temporary, z)
@@ -636,6 +459,7 @@ def explain(
     features: Path | None = None,
     text_model: str | None = None,
     cache: Path = DEFAULT_CACHE,
+    device: str = "auto",
     json: bool = False,
 ) -> None:
     """What a node's embedding rests on: its chosen neighbours with scores, its keywords and its prompt.
@@ -647,34 +471,20 @@ def explain(
         features: .npy with embeddings of the texts, for runs trained with --features.
         text_model: Where the run's text model is, if it has moved.
         cache: Folder of embeddings.
+        device: auto, cpu or cuda.
         json: Print JSON.
     """
-    model, graph, x = _opened(run, data, features, text_model, cache)
-    _fused(model, run)
+    model, graph, x = _opened(run, data, features, text_model, cache, device)
     place = graph.index()
     if node not in place:
         raise InputError("the graph has no such node", where="--node", why=f"got {node}")
-    view = model.view(graph, x)
-    row = prompt_rows(model.pipeline, view, [place[node]])[0]
-    row["class"] = class_name(view, place[node])
-    if model.task == "nc":
-        p = model.probabilities(embed_nodes(model.network, view, torch.tensor([place[node]])))[0]
-        row["predicted"], row["probability"] = model.classes[int(p.argmax())], round(float(p.max()), 4)
+    row = {**model.explain(graph, [place[node]], x)[0], "class": class_name(graph, place[node])}
     if json:
-        print(json_format.dumps(row, indent=2, ensure_ascii=False))
+        print(json_text(row))
         return
-    print(
-        f"{graph.titles[place[node]]} ({row['class']})"
-        + (f", predicted {row['predicted']}" if "predicted" in row else "")
-    )
-    for name, score, cosine, linked in zip(
-        row["neighbours"], row["scores"], row["cosines"], row["linked"], strict=True
-    ):
-        title = graph.titles[place[name]]
-        print(
-            f"  {score:.3f}  cosine {cosine:.3f}  {'link' if linked else 'text'}  "
-            f"{title} ({class_name(view, place[name])})"
-        )
+    predicted = f", predicted {row['predicted']} ({row['probability']:.2f})" if "predicted" in row else ""
+    title = f"{graph.titles[place[node]]} ({row['class']}){predicted}"
+    print_rows(neighbour_rows(graph, row, place), title=title)
     print(f"keywords: {', '.join(row['keywords'])}\nprompt: {row['prompt']}")
 
 
@@ -690,100 +500,30 @@ def info() -> None:
     )
 
 
-def pipeline_width(pipeline: Pipeline, x: torch.Tensor, recipe: Recipe) -> int:
-    """Width of what prompts are encoded in; that of the texts where there are no prompts."""
-    return pipeline.encoders[1].dim if _prompting(recipe) else x.shape[1]
-
-
-def _prompting(recipe: Recipe) -> bool:
-    return recipe.method == "promptgnn-sim" and recipe.network.prompt and recipe.network.fusion != "graph"
-
-
-def _pipeline(recipe: Recipe, cache: Path, llm: LLMSettings, classes: Sequence[str]) -> Pipeline:
-    return Pipeline(
-        recipe.selection,
-        recipe.text,
-        TextCache(cache),
-        summarizer=load_summarizer(llm, labels=classes, cache=cache / "answers"),
-        prompting=_prompting(recipe),
-    )
-
-
 def _opened(
-    run: Path, data: Path, features: Path | None, text_model: str | None, cache: Path
-) -> tuple[Model, TextGraph, torch.Tensor | None]:
-    """A model and the graph to use it on; a summarizer of the run is made again from its settings."""
-    model = Model.load(run, cache=TextCache(cache))
-    if text_model is not None:
-        text = dataclasses.replace(model.text_settings, model=text_model)
-        model = Model.load(run, cache=TextCache(cache), text=text)
-    llm = dict(RunFolder.open(run).config().get("llm") or {})
-    if llm.get("model") or llm.get("answers"):
-        llm["answers"] = None if llm.get("answers") is None else Path(llm["answers"])
-        model.pipeline.summarizer = load_summarizer(LLMSettings(**llm), labels=model.classes, cache=cache / "answers")
+    run: Path, data: Path, features: Path | None, text_model: str | None, cache: Path, device: str
+) -> tuple[GraphModel, TextGraph, Float[Tensor, "n d"] | None]:
+    """A model, the graph to use it on, and embeddings of its texts where they are given."""
+    model = GraphModel.load(run, device=device, cache=TextCache(cache), text_model=text_model)
     graph = read_graph(data)
     return model, graph, None if features is None else read_features(features, len(graph))
 
 
-def _split(graph: TextGraph, rate: str, seed: int) -> Split:
-    """The data's own split, or a drawn one."""
-    if graph.split:
-        missing = [part for part in PARTS if part not in graph.split]
-        if missing:
-            raise InputError("the split lacks a part", where="splits.json", why=", ".join(missing))
-        return graph.split
-    if not (graph.labels >= 0).any():
-        raise InputError("the graph has no labels", where="nodes", remedy="add a column label, or use --task lp")
-    return random_split(graph.labels, rate=rate, seed=seed)
+def _add_results(run: Path, rows: list[dict[str, Any]]) -> None:
+    """Put the rows of an evaluation beside the results of the run."""
+    folder = RunFolder.open(run)
+    folder.write_results({**folder.results(), "evaluation": rows})
 
 
-def _training_report(
-    run: RunFolder, model: Model, graph: TextGraph, x: torch.Tensor, results: dict[str, Any]
-) -> Report:
-    report = Report(f"{model.method} on {len(graph)} nodes")
-    facts = results["graph"]
-    report.facts({name: facts[name] for name in ("nodes", "edges", "isolated nodes", "components", "homophily")})
-    columns, rows = score_rows(results["scores"])
-    report.table("Scores", columns, rows)
-    logged = run.metrics()
-    for title, shown in (
-        ("Loss", ("loss", "task", "prompt_text", "graph_text", "zero_shot")),
-        ("Validation loss", ("val_loss",)),
-    ):
-        lines = {
-            name: ([row["step"] for row in logged if name in row], [row[name] for row in logged if name in row])
-            for name in shown
-        }
-        lines = {name: line for name, line in lines.items() if line[0]}
-        if lines:
-            report.curve(title, lines, "step", "loss")
-    view = model.view(graph, x)
-    kept = add_homophily(report, view)
-    if kept is not None:
-        results["links"] = kept
-    add_examples(report, model.pipeline, view)
-    z = embed_nodes(model.network, view)
-    names = [class_name(view, i) for i in range(len(graph))]
-    report.figure("Map of embeddings", map_figure(z, ["" if name == "-" else name for name in names]))
-    return report
-
-
-def _fused(model: Model, run: Path) -> None:
-    if model.method != "promptgnn-sim":
-        raise InputError("this verb needs a run of promptgnn-sim", where=run, why=f"its method is {model.method}")
-
-
-def _pair_features(z: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    a, b = z[pairs[:, 0]], z[pairs[:, 1]]
-    return np.concatenate([a * b, np.abs(a - b)], axis=1)
-
-
-def _print_facts(facts: Mapping[str, Any], out: Path) -> None:
+def _print_facts(facts: Mapping[str, Any], *, json: bool, last: str = "") -> None:
+    if json:
+        print(json_text(facts))
+        return
     for name, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {count}" for key, count in value.items())
-        print(f"{name}: {f'{value:.3f}' if isinstance(value, float) else value}")
-    print(f"graph in {out}")
+        text = ", ".join(f"{key} {count}" for key, count in value.items()) if isinstance(value, dict) else show(value)
+        print(f"{name}: {text}")
+    if last:
+        print(last)
 
 
 def _tell(line: str) -> None:
@@ -791,20 +531,7 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _positive(value: int, option: str) -> None:
-    if value < 1:
-        raise InputError("the option is at least 1", where=option, why=f"got {value}")
-
-
-def _refuse_existing(path: Path, overwrite: bool, *suffixes: str) -> None:
+def _refuse_output(path: Path, overwrite: bool, *suffixes: str) -> None:
     if path.suffix not in suffixes:
         raise InputError("the output has another ending", where=path, remedy=f"end the name in {' or '.join(suffixes)}")
-    if path.exists() and not overwrite:
-        raise InputError("the output exists already", where=path, remedy="name another file, or pass --overwrite")
-
-
-def _refuse_filled(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError("the output is not a folder", where=folder, remedy="name another folder")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise InputError("the folder holds files already", where=folder, remedy="name another, or pass --overwrite")
+    refuse_existing(path, overwrite)

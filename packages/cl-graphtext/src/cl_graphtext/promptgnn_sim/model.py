@@ -1,19 +1,19 @@
 """Networks: graph encoder, cross-modal attention in both directions, gated fusion, heads; and the baselines'."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from contrastive_core.errors import InputError
+from contrastive_core.errors import require
 from contrastive_core.nn import mlp_head
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
-from cl_graphtext.encoders import GraphEncoder
-from cl_graphtext.sampling import Block
+from cl_graphtext.graphs.encoders import GraphEncoder
+from cl_graphtext.graphs.sampling import Block, whole_block
+from cl_graphtext.promptgnn_sim.data import GraphView
 
 Method = Literal["promptgnn-sim", "text-mlp", "gcn", "sage", "gat", "grace"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -23,7 +23,7 @@ _EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkConfig:
+class ModelConfig:
     """Architecture.
 
     Attributes:
@@ -46,18 +46,11 @@ class NetworkConfig:
     cross_attention: bool = True
 
     def __post_init__(self) -> None:
-        if (
-            min(self.width, self.heads, self.fusion_heads) < 1
-            or self.width % self.heads
-            or self.width % self.fusion_heads
-        ):
-            raise InputError(
-                "the width is a multiple of the heads",
-                where="--network.width, --network.heads, --network.fusion-heads",
-                why=f"got {self.width}, {self.heads}, {self.fusion_heads}",
-            )
-        if not 0 <= self.dropout < 1:
-            raise InputError("dropout lies in [0, 1)", where="--network.dropout", why=f"got {self.dropout}")
+        for name in ("width", "heads", "fusion_heads"):
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            require(1 <= value <= 1 << 16, option, value, "a whole number from 1 to 65,536")
+            require(self.width % value == 0, option, value, f"a divisor of --width {self.width}, a multiple of heads")
+        require(0 <= self.dropout < 1, "--dropout", self.dropout, "a share in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +73,17 @@ class Inputs:
     neighbours: Int[Tensor, "b k"]
     scores: Float[Tensor, "b k"]
 
+    def to(self, device: torch.device) -> "Inputs":
+        """The same on another device."""
+        return Inputs(
+            self.x.to(device),
+            self.block.to(device),
+            self.rows.to(device),
+            self.prompts.to(device),
+            self.neighbours.to(device),
+            self.scores.to(device),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
@@ -98,6 +102,11 @@ class Fused:
     text: Float[Tensor, "b w"]
     raw: Float[Tensor, "b w"]
     prompt: Float[Tensor, "b w"]
+
+    @classmethod
+    def single(cls, z: Float[Tensor, "b w"]) -> "Fused":
+        """Of a network with one embedding, every field is that."""
+        return cls(z, z, z, z, z)
 
 
 class CrossModalBlock(nn.Module):
@@ -161,7 +170,7 @@ class Fusion(nn.Module):
         config: Architecture.
     """
 
-    def __init__(self, dim: int, config: NetworkConfig) -> None:
+    def __init__(self, dim: int, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
         self.config = config
@@ -255,7 +264,7 @@ class Network(nn.Module):
         config: Architecture.
     """
 
-    def __init__(self, method: Method, dim: int, classes: int, config: NetworkConfig) -> None:
+    def __init__(self, method: Method, dim: int, classes: int, config: ModelConfig) -> None:
         super().__init__()
         self.method, self.dim, self.classes, self.config = method, dim, classes, config
         width = config.width
@@ -269,7 +278,9 @@ class Network(nn.Module):
             self.graph = GraphEncoder(kind, dim, width, heads=config.heads, dropout=config.dropout)  # type: ignore[arg-type]
         if method == "promptgnn-sim":
             self.fusion = Fusion(dim, config)
+            # A copy of the first layer as it was when neighbours were chosen; it does not learn.
             self.selector = GATConv(dim, width // config.heads, heads=config.heads, edge_dim=1, add_self_loops=False)
+            self.selector.requires_grad_(False)
             self.label_map = nn.Linear(dim, width, bias=False)
             # The warm-up classifies graph embeddings before there is anything to fuse.
             self.warm_head = nn.Linear(width, max(classes, 1))
@@ -279,26 +290,27 @@ class Network(nn.Module):
         self.head = nn.Linear(width, max(classes, 1))
         self.link = LinkHead(width)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
     def encode_graph(self, x: Float[Tensor, "m d"], block: Block) -> Float[Tensor, "m w"]:
-        """Graph encoder on a piece; without messages in eval mode."""
-        assert self.graph is not None
+        """Graph encoder on a piece, without messages in eval mode; of text-mlp, its rows."""
+        if self.graph is None:
+            return self.mlp(x)
         if not self.training:
             return self.graph.infer(x, block)
         return self.graph(x, block.edge_index, block.edge_weight)
 
     def forward(self, inputs: Inputs) -> Fused:
         """Embeddings of the targets. Of a baseline, every field is its one embedding."""
-        if self.graph is None:
-            z = self.mlp(inputs.x[inputs.rows])
-            return Fused(z, z, z, z, z)
-        graph = self.encode_graph(inputs.x, inputs.block)
-        return self.fuse(graph, inputs)
+        return self.fuse(self.encode_graph(inputs.x, inputs.block), inputs)
 
     def fuse(self, graph: Float[Tensor, "m w"], inputs: Inputs) -> Fused:
         """Embeddings of the targets from the graph encoder's output."""
         if self.fusion is None:
-            z = graph[inputs.rows]
-            return Fused(z, z, z, z, z)
+            return Fused.single(graph[inputs.rows])
         return self.fusion(graph, inputs.x, inputs.rows, inputs.prompts, inputs.neighbours, inputs.scores)
 
     def zero_shot(self, z: Float[Tensor, "b w"], descriptions: Float[Tensor, "c d"]) -> Float[Tensor, "b c"]:
@@ -307,14 +319,30 @@ class Network(nn.Module):
 
     def remember_attention(self) -> None:
         """Keep the first layer as it is now: neighbours are chosen by it until the next call, also of new graphs."""
-        assert self.graph is not None
-        self.selector.load_state_dict(self.graph.first.state_dict())
+        if self.graph is not None:
+            self.selector.load_state_dict(self.graph.first.state_dict())
 
 
-def network_from(state: Mapping[str, Any], description: Mapping[str, Any]) -> Network:
-    """A trained network from weights and description."""
-    network = Network(
-        description["method"], description["dim"], len(description["classes"]), NetworkConfig(**description["network"])
-    )
-    network.load_state_dict(dict(state))
-    return network.eval()
+@torch.no_grad()
+def embed_nodes(
+    network: Network, view: GraphView, nodes: Int[Tensor, " m"] | None = None, *, chunk: int = 8192
+) -> Float[Tensor, "m w"]:
+    """Final embeddings of nodes on the CPU, every node seeing its whole neighbourhood.
+
+    Args:
+        network: In any mode; left in the mode it was in.
+        view: The graph; of PromptGNN-sim, with neighbours chosen.
+        nodes: Which; all if absent.
+        chunk: Nodes fused at once.
+    """
+    training, device = network.training, network.device
+    network.eval()
+    block, x = whole_block(view.message_graph()).to(device), view.x.to(device)
+    graph = network.encode_graph(x, block)
+    nodes = torch.arange(len(view.graph)) if nodes is None else nodes
+    out = [
+        network.fuse(graph, Inputs(x, block, part.to(device), *(each.to(device) for each in view.chosen(part)))).z.cpu()
+        for part in nodes.split(chunk)
+    ]
+    network.train(training)
+    return torch.cat(out)

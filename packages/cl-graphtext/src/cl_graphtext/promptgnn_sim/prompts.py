@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 from torch import Tensor
 
-from cl_graphtext.graph import TextGraph, degrees
+from cl_graphtext.graphs.graph import TextGraph, degrees
 
 KEYWORDS = 8
 """Words of a neighbourhood a prompt names."""
@@ -90,13 +90,13 @@ def neighbourhood_keywords(
     mix = csr_array((scores[node, place].numpy(), (node.numpy(), neighbours[node, place].numpy())), shape=(n, n))
     kappa = csr_array(mix @ weights)
     own = csr_array(weights)
-    found = []
+    chosen = []
     for i in range(n):
-        mine = set(_top(own, i, _OWN).tolist())
+        said = set(_top(own, i, _OWN).tolist())
         best = _top(kappa, i, KEYWORDS + _OWN)
-        ordered = [w for w in best if w not in mine] + [w for w in best if w in mine]
-        found.append([str(keywords.terms[w]) for w in ordered[:KEYWORDS]])
-    return found
+        ordered = [w for w in best if w not in said] + [w for w in best if w in said]
+        chosen.append([str(keywords.terms[w]) for w in ordered[:KEYWORDS]])
+    return chosen
 
 
 def _top(matrix: Any, row: int, count: int) -> Int[np.ndarray, " m"]:

@@ -5,13 +5,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from contrastive_core.errors import InputError
+from contrastive_core.errors import require
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from cl_graphtext.neighbours import nearest
-from cl_graphtext.sampling import Csr
+from cl_graphtext.graphs.sampling import Csr
+from cl_graphtext.texts.neighbours import nearest
 
 _EDGES = 1 << 18
 
@@ -30,7 +30,7 @@ class SelectionSettings:
         k_long: Of a node with a long text.
         percentile: θ is this percentile of the cosine between random pairs of nodes; negative for no threshold.
         augment: Further candidates of nodes with few neighbours: nearest texts (knn), neighbours of neighbours (hop2).
-        candidates: How many.
+        candidates: How many, at most, for each of these nodes.
     """
 
     weight: float = 0.5
@@ -43,19 +43,11 @@ class SelectionSettings:
     candidates: int = 5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise InputError("λ lies in [0, 1]", where="--selection.weight", why=f"got {self.weight}")
+        require(0 <= self.weight <= 1, "--selection.weight", self.weight, "λ in [0, 1]")
         for name in ("k", "k_short", "k_long", "candidates"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    "the option is at least 1",
-                    where=f"--selection.{name.replace('_', '-')}",
-                    why=f"got {getattr(self, name)}",
-                )
-        if self.percentile > 100:
-            raise InputError(
-                "a percentile is at most 100", where="--selection.percentile", why=f"got {self.percentile}"
-            )
+            value, option = getattr(self, name), f"--selection.{name.replace('_', '-')}"
+            require(1 <= value <= 10_000, option, value, "a whole number from 1 to 10,000")
+        require(-1e6 <= self.percentile <= 100, "--selection.percentile", self.percentile, "a percentile up to 100")
 
     @property
     def width(self) -> int:
@@ -123,30 +115,54 @@ def adaptive_weights(
 
 
 def candidate_pairs(
-    csr: Csr,
-    unit: Float[Tensor, "n d"],
-    settings: SelectionSettings,
+    csr: Csr, unit: Float[Tensor, "n d"], k: Int[Tensor, " n"], settings: SelectionSettings
 ) -> Int[np.ndarray, "e 2"]:
     """Further candidates of nodes with fewer neighbours than they may keep: pairs of candidate and node.
 
-    They depend on texts and edges alone, not on attention, so they are found once.
+    They depend on texts and edges alone, not on attention, so they are found once. A node gets at most
+    ``settings.candidates``: its nearest texts, or the neighbours of its neighbours with the nearest texts.
 
     Args:
         csr: The graph.
         unit: Text embeddings of unit length.
-        settings: Which candidates.
+        k: Neighbours each node may keep, see :func:`adaptive_weights`.
+        settings: Which candidates, and how many.
     """
-    poor = np.flatnonzero(csr.degree < settings.width)
+    poor = np.flatnonzero(csr.degree < k.numpy())
     if settings.augment == "none" or not len(poor) or len(csr) < 2:
         return np.zeros((0, 2), np.int64)
     if settings.augment == "hop2":
-        adjacency = csr_array((np.ones(len(csr.sources)), csr.sources, csr.indptr), shape=(len(csr),) * 2)
-        two = (adjacency[poor] @ adjacency).tocoo()
-        source, target = two.coords[1].astype(np.int64), poor[two.coords[0]]
-        return np.stack([source, target], axis=1)[source != target]
+        return _nearest_of_two_hops(csr, unit, poor, settings.candidates)
     place, _ = nearest(unit, torch.from_numpy(poor), settings.candidates)
     target = np.repeat(poor, place.shape[1])
     return np.stack([place.numpy().reshape(-1), target], axis=1)
+
+
+def _nearest_of_two_hops(
+    csr: Csr, unit: Float[Tensor, "n d"], poor: Int[np.ndarray, " m"], most: int
+) -> Int[np.ndarray, "e 2"]:
+    """Neighbours of neighbours that are no neighbours, those with the nearest texts; of equals the lower index."""
+    n = len(csr)
+    adjacency = csr_array((np.ones(len(csr.sources)), csr.sources, csr.indptr), shape=(n, n))
+    two = (adjacency[poor] @ adjacency).tocoo()
+    source, target = two.coords[1].astype(np.int64), poor[two.coords[0]]
+    linked = np.isin(target * n + source, csr.targets().astype(np.int64) * n + csr.sources)
+    source, target = source[(source != target) & ~linked], target[(source != target) & ~linked]
+    cosine = _cosines(unit, torch.from_numpy(source), torch.from_numpy(target)).numpy()
+    order = np.lexsort((source, -cosine, target))
+    source, target = source[order], target[order]
+    count = np.bincount(target, minlength=n)
+    rank = np.arange(len(target)) - (count.cumsum() - count)[target]
+    return np.stack([source, target], axis=1)[rank < most]
+
+
+def _cosines(unit: Float[Tensor, "n d"], source: Int[Tensor, " m"], target: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """Cosine of every pair; in parts, as rows of both ends of all pairs would not fit."""
+    cosine = torch.zeros(len(source))
+    for start in range(0, len(source), _EDGES):
+        part = slice(start, start + _EDGES)
+        cosine[part] = (unit[source[part]] * unit[target[part]]).sum(1)
+    return cosine
 
 
 def select(
@@ -187,12 +203,9 @@ def select(
         target = torch.cat([target, torch.from_numpy(more // n)])
         source = torch.cat([source, torch.from_numpy(more % n)])
         relative = torch.cat([relative, torch.zeros(len(more))])
-    cosine = torch.zeros(len(source))
-    for start in range(0, len(source), _EDGES):  # rows of both ends of all edges would not fit
-        part = slice(start, start + _EDGES)
-        cosine[part] = (unit[source[part]] * unit[target[part]]).sum(1).clamp_min(0.0)
+    cosine = _cosines(unit, source, target).clamp_min(0.0)
     score = weight[target] * relative + (1 - weight[target]) * cosine
-    # A node without text has no cosine: it is judged by structure alone.
+    # A node without text has no cosine: it is weighed by structure alone.
     blank = unit.abs().sum(1) == 0
     keep = (cosine >= threshold) | ((blank[target] | blank[source]) & (relative > 0))
     target, source, score = target[keep], source[keep], score[keep]

@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 from contrastive_core.errors import InputError
+from contrastive_core.files import read_text
 
-from cl_graphtext.graph import TextGraph, build, degrees
+from cl_graphtext.graphs.graph import TextGraph, build, degrees
 
 Source = Literal["auto", "debian", "python"]
 
@@ -56,26 +57,26 @@ def debian_graph(index: str) -> TextGraph:
     Args:
         index: Text of a ``Packages`` file, of ``apt-cache dumpavail`` or of the dpkg status file.
     """
-    found: dict[str, Mapping[str, str]] = {}
+    packages: dict[str, Mapping[str, str]] = {}
     for fields in _stanzas(index):
         section = fields.get("Section", "").rsplit("/", 1)[-1]
         name = fields.get("Package", "")
-        if section in SECTIONS and name and name not in found:
-            found[name] = {**fields, "Section": section}
-    names = sorted(found)
+        if section in SECTIONS and name and name not in packages:
+            packages[name] = {**fields, "Section": section}
+    names = sorted(packages)
     place = {name: i for i, name in enumerate(names)}
-    source = [found[name].get("Source", name).split(" ")[0] for name in names]
+    source = [packages[name].get("Source", name).split(" ")[0] for name in names]
     edges = [
         (place[name], place[other])
         for name in names
         for relation in _RELATIONS
-        for other in _related(found[name].get(relation, ""))
+        for other in _related(packages[name].get(relation, ""))
         if other in place and source[place[name]] != source[place[other]]
     ]
     return _connected(
         names=names,
-        texts=[found[name].get("Description", "") for name in names],
-        labels=[found[name]["Section"] for name in names],
+        texts=[packages[name].get("Description", "") for name in names],
+        labels=[packages[name]["Section"] for name in names],
         classes=SECTIONS,
         edges=edges,
         where="package index",
@@ -88,18 +89,18 @@ def python_graph() -> TextGraph:
     Raises:
         InputError: Too few of them name a topic.
     """
-    found: dict[str, tuple[str, str, list[str]]] = {}
+    packages: dict[str, tuple[str, str, list[str]]] = {}
     for entry in importlib.metadata.distributions():
         meta = entry.metadata
         name = _normal(str(meta["Name"] or ""))
         topics = [value for value in meta.get_all("Classifier") or [] if value.startswith("Topic :: ")]
-        if name and name not in found:
+        if name and name not in packages:
             topic = topics[0].split(" :: ")[1] if topics else ""
             needs = [_normal(re.split(r"[^A-Za-z0-9._-]", need, maxsplit=1)[0]) for need in entry.requires or []]
-            found[name] = (str(meta["Summary"] or ""), topic, needs)
-    names = sorted(found)
+            packages[name] = (str(meta["Summary"] or ""), topic, needs)
+    names = sorted(packages)
     place = {name: i for i, name in enumerate(names)}
-    labels = [found[name][1] for name in names]
+    labels = [packages[name][1] for name in names]
     classes = tuple(topic for topic in sorted(set(labels)) if topic and labels.count(topic) >= 3)
     if len(classes) < 2:
         raise InputError(
@@ -109,10 +110,10 @@ def python_graph() -> TextGraph:
         )
     return _connected(
         names=names,
-        texts=[found[name][0] for name in names],
+        texts=[packages[name][0] for name in names],
         labels=labels,
         classes=classes,
-        edges=[(place[name], place[need]) for name in names for need in found[name][2] if need in place],
+        edges=[(place[name], place[need]) for name in names for need in packages[name][2] if need in place],
         where="installed distributions",
     )
 
@@ -154,9 +155,9 @@ def _shrink(graph: TextGraph, nodes: int) -> TextGraph:
     queue: list[int] = []
     # One root a class, so that every class is there however small the part.
     for label in range(len(graph.classes)):
-        mine = np.flatnonzero(graph.labels == label)
-        if len(mine):
-            queue.append(int(mine[degree[mine].argmax()]))
+        members = np.flatnonzero(graph.labels == label)
+        if len(members):
+            queue.append(int(members[degree[members].argmax()]))
     seen[queue] = True
     head = 0
     while len(queue) < nodes:
@@ -175,10 +176,7 @@ def _shrink(graph: TextGraph, nodes: int) -> TextGraph:
 
 def _dump(packages: Path | None) -> str:
     if packages is not None:
-        try:
-            return packages.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError("the package index cannot be read", where=packages, why=str(error)) from error
+        return read_text(packages)
     if shutil.which("apt-cache"):
         done = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, timeout=120, check=False)
         if done.returncode == 0 and done.stdout:
@@ -191,7 +189,7 @@ def _stanzas(index: str) -> Iterable[dict[str, str]]:
     for stanza in index.split("\n\n"):
         fields: dict[str, str] = {}
         name = ""
-        for line in stanza.splitlines():
+        for line in stanza.split("\n"):
             if line[:1] in (" ", "\t"):
                 if name:
                     fields[name] += " " + line.strip().lstrip(".")

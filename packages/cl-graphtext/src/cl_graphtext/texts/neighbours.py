@@ -1,4 +1,4 @@
-"""Nearest texts of a whole graph, and texts that are the same, without a matrix of all pairs."""
+"""Nearest texts, and texts that are the same, without a matrix of all pairs."""
 
 import numpy as np
 import torch

@@ -9,12 +9,12 @@ import torch
 from contrastive_core.errors import InputError
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch_geometric.nn import GATConv
 
-from cl_graphtext.encoders import first_attention
-from cl_graphtext.graph import TextGraph, both_directions, full_texts
-from cl_graphtext.llm import Summarizer
-from cl_graphtext.neighbours import duplicate_groups, noise_floor, unit_rows
-from cl_graphtext.promptgnn_sim.model import Network
+from cl_graphtext.graphs.encoders import first_attention
+from cl_graphtext.graphs.graph import TextGraph, both_directions, full_texts
+from cl_graphtext.graphs.sampling import Csr
+from cl_graphtext.graphs.splits import PARTS, Split, random_split
 from cl_graphtext.promptgnn_sim.prompts import Bounds, Keywords, build_prompts, neighbourhood_keywords, word_counts
 from cl_graphtext.promptgnn_sim.selection import (
     LengthBounds,
@@ -24,8 +24,10 @@ from cl_graphtext.promptgnn_sim.selection import (
     candidate_pairs,
     select,
 )
-from cl_graphtext.sampling import Csr
-from cl_graphtext.text import TextCache, TextEncoder, TextSettings, load_encoder
+from cl_graphtext.texts.answers import Summarizer
+from cl_graphtext.texts.cache import TextCache
+from cl_graphtext.texts.encoders import TextEncoder, TextSettings, load_encoder
+from cl_graphtext.texts.neighbours import duplicate_groups, noise_floor, unit_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,12 @@ class GraphView:
         """The selected graph once there is one, else the graph as it is."""
         return self.csr if self.selection is None else self.selection.graph()
 
+    def chosen(self, nodes: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b d"], Int[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Prompt embeddings of some nodes, their kept neighbours and the scores of these; none before selection."""
+        if self.selection is None or self.prompts is None:
+            return self.x[nodes], nodes.new_zeros(len(nodes), 0), self.x.new_zeros(len(nodes), 0)
+        return self.prompts[nodes], self.selection.neighbours[nodes], self.selection.scores[nodes]
+
 
 def link_csr(graph: TextGraph) -> Csr:
     """Links in both directions, compressed."""
@@ -113,6 +121,7 @@ class Pipeline:
         summarizer: What turns a prompt into the text that is encoded; the prompt itself if absent.
         encoders: Encoders of texts and prompts instead of those ``text`` names.
         prompting: Make prompts; without, the raw text stands in for them.
+        device: Torch device of the text model.
     """
 
     def __init__(
@@ -125,19 +134,24 @@ class Pipeline:
         summarizer: Summarizer | None = None,
         encoders: tuple[TextEncoder, TextEncoder] | None = None,
         prompting: bool = True,
+        device: str = "auto",
     ) -> None:
         self.settings, self.text, self.cache, self.fitted = settings, text, cache, fitted
-        self.summarizer, self.prompting = summarizer, prompting
+        self.summarizer, self.prompting, self.device = summarizer, prompting, device
         self._encoders = encoders
 
     @property
     def encoders(self) -> tuple[TextEncoder, TextEncoder]:
         """Encoders of a node's own text and of prompts."""
         if self._encoders is None:
-            own = load_encoder(self.text)
+            own = load_encoder(self.text, device=self.device)
             same = self.text.max_tokens == self.text.prompt_tokens or not self.prompting or self.text.lora > 0
-            self._encoders = (own, own if same else load_encoder(self.text, prompts=True))
+            self._encoders = (own, own if same else load_encoder(self.text, prompts=True, device=self.device))
         return self._encoders
+
+    def trained_encoder(self) -> TextEncoder | None:
+        """The encoder that LoRA trains; None where texts are read by a model that stays as it is."""
+        return self.encoders[0] if self.text.lora else None
 
     def embed(self, graph: TextGraph) -> Float[Tensor, "n d"]:
         """Embeddings of all nodes' own texts."""
@@ -168,72 +182,103 @@ class Pipeline:
         csr, unit = link_csr(graph), unit_rows(x)
         if not select:
             return GraphView(graph, x, csr, np.zeros((0, 2), np.int64), torch.arange(len(graph)))
-        return GraphView(graph, x, csr, candidate_pairs(csr, unit, self.settings), duplicate_groups(unit))
+        _, k = self._adaptive(graph)
+        return GraphView(graph, x, csr, candidate_pairs(csr, unit, k, self.settings), duplicate_groups(unit))
 
-    def choose(self, view: GraphView, network: Network) -> None:
-        """Choose neighbours by the attention the network remembers, and write and encode the prompts."""
-        assert self.fitted is not None
-        attention = first_attention(network.selector, view.x, view.csr)
-        bounds = LengthBounds(self.fitted.bounds.short, self.fitted.bounds.long)
-        weight, k = adaptive_weights(word_counts(view.graph.texts), bounds, self.settings)
+    def choose(self, view: GraphView, selector: GATConv, *, encode: bool = True) -> None:
+        """Choose neighbours by the attention of a layer; write the prompts, have them summarised, and encode them.
+
+        Args:
+            view: The graph; what is chosen is put there.
+            selector: The layer.
+            encode: Look for prompts at all; without, neighbours are all that is chosen.
+        """
+        weight, k = self._adaptive(view.graph)
         view.selection = select(
             view.csr,
-            attention,
+            first_attention(selector, view.x, view.csr),
             unit_rows(view.x),
             extra=view.candidates,
             weight=weight,
             k=k,
-            threshold=self.fitted.threshold,
+            threshold=self.learnt.threshold,
             width=self.settings.width,
         )
-        if not self.prompting:
+        if not (self.prompting and encode):
             view.prompts, view.read = view.x, full_texts(view.graph)
             return
-        view.texts = self.write_prompts(view)
-        read = view.texts
+        view.texts = view.read = self.write_prompts(view, view.selection)
         if self.summarizer is not None:
-            read = self.summarizer.summarise(view.graph.ids, view.texts)
-        view.read = read
-        view.prompts = self.cache.embed(self.encoders[1], read)
+            view.read = self.summarizer.summarise(view.graph.ids, view.texts)
+        view.prompts = self.cache.embed(self.encoders[1], view.read)
 
-    def keywords(self, view: GraphView) -> list[list[str]]:
+    @property
+    def learnt(self) -> Fitted:
+        """What was learnt from the training graph.
+
+        Raises:
+            RuntimeError: Nothing yet.
+        """
+        if self.fitted is None:
+            raise RuntimeError("fit() the pipeline to its training graph first")
+        return self.fitted
+
+    def _adaptive(self, graph: TextGraph) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        bounds = LengthBounds(self.learnt.bounds.short, self.learnt.bounds.long)
+        return adaptive_weights(word_counts(graph.texts), bounds, self.settings)
+
+    def keywords(self, graph: TextGraph, selection: Selection) -> list[list[str]]:
         """Terms of every node's chosen neighbourhood."""
-        assert self.fitted is not None
-        assert view.selection is not None
-        terms = self.fitted.keywords
-        weights = terms.weights(view.graph.texts)
-        return neighbourhood_keywords(weights, terms, view.selection.neighbours, view.selection.scores)
+        terms = self.learnt.keywords
+        return neighbourhood_keywords(terms.weights(graph.texts), terms, selection.neighbours, selection.scores)
 
-    def write_prompts(self, view: GraphView) -> list[str]:
+    def write_prompts(self, view: GraphView, selection: Selection) -> list[str]:
         """One prompt a node."""
-        assert self.fitted is not None
-        assert view.selection is not None
-        return build_prompts(view.graph, view.selection.neighbours, self.keywords(view), self.fitted.bounds)
+        words = self.keywords(view.graph, selection)
+        return build_prompts(view.graph, selection.neighbours, words, self.learnt.bounds)
 
 
 def prompt_rows(pipeline: Pipeline, view: GraphView, nodes: Sequence[int]) -> list[dict[str, Any]]:
     """Chosen neighbours with scores, keywords and prompt of some nodes, for ``prompts.jsonl`` and ``explain``."""
-    assert view.selection is not None
-    keywords = pipeline.keywords(view)
-    texts = view.texts or pipeline.write_prompts(view)
-    unit = unit_rows(view.x)
+    if view.selection is None:
+        return []
+    keywords = pipeline.keywords(view.graph, view.selection)
+    texts = view.texts or pipeline.write_prompts(view, view.selection)
+    unit, names = unit_rows(view.x), view.graph.ids
     rows = []
     for i in nodes:
-        kept = [
-            (j, s)
-            for j, s in zip(view.selection.neighbours[i].tolist(), view.selection.scores[i].tolist(), strict=True)
-            if j >= 0
-        ]
+        near = [j for j in view.selection.neighbours[i].tolist() if j >= 0]
         linked = set(view.csr.sources[view.csr.indptr[i] : view.csr.indptr[i + 1]].tolist())
         rows.append(
             {
-                "node_id": view.graph.ids[i],
-                "neighbours": [view.graph.ids[j] for j, _ in kept],
-                "scores": [round(s, 4) for _, s in kept],
-                "cosines": [round(float(unit[i] @ unit[j]), 4) for j, _ in kept],
-                "linked": [j in linked for j, _ in kept],
+                "node_id": names[i],
+                "neighbours": [names[j] for j in near],
+                "scores": [round(s, 4) for s in view.selection.scores[i, : len(near)].tolist()],
+                "cosines": [round(float(unit[i] @ unit[j]), 4) for j in near],
+                "linked": [j in linked for j in near],
                 "keywords": keywords[i],
                 "prompt": texts[i],
             }
         )
     return rows
+
+
+def node_split(graph: TextGraph, rate: str, seed: int) -> Split:
+    """The split the data bring, or a drawn one.
+
+    Raises:
+        InputError: The data's split lacks a part, or there are no labels to draw among.
+    """
+    if graph.split:
+        missing = [part for part in PARTS if part not in graph.split]
+        if missing:
+            raise InputError(
+                "the split lacks a part",
+                where="splits.json",
+                why=", ".join(missing),
+                remedy="name train, val and test; val may be empty",
+            )
+        return graph.split
+    if not (graph.labels >= 0).any():
+        raise InputError("the graph has no labels", where="nodes", remedy="add a column label, or use --task lp")
+    return random_split(graph.labels, rate=rate, seed=seed)

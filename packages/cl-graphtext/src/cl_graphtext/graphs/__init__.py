@@ -1,0 +1,1 @@
+"""Graphs whose nodes carry text: what they are, how they are read, disturbed, sampled and encoded."""
