@@ -95,7 +95,7 @@ def test_a_wide_range_of_temperatures_is_differentiable(name, value):
 def test_tile_products_are_products_in_either_library(monkeypatch, onednn):
     if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(products, "_by_onednn", lambda x: onednn)
+    monkeypatch.setattr(products, "_by_onednn", lambda x, columns: onednn)
     a, b, w = rows(40, 7).detach(), rows(33, 7, seed=1).detach(), rows(40, 33, seed=2).detach()
     torch.testing.assert_close(products.similarities(a, b), a @ b.T)
     torch.testing.assert_close(products.weighted_sum(w, b), w @ b)
