@@ -334,6 +334,8 @@ def test_lists_of_floats_reach_the_recall_and_see_every_change(tmp_path, monkeyp
         index.add(Items(["new"], queries[:1], payloads=[{"n": -1}]))
         assert index.search(queries[:1])[0][0].id == "new"
         assert [h.id for h in index.search(queries[:1], where="n < 0")[0]] == ["new"]
+        rare = index.search(queries, where="n >= 2990", k=10)
+        assert rare == index.search(queries, where="n >= 2990", k=10, exact=True)
         index.delete(["new"])
         assert index.search(queries, exact=True) == exact
         assert index.search(queries[:1])[0][0].id != "new"

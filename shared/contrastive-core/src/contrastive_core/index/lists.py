@@ -107,7 +107,9 @@ def search_lists(
     """The most similar vectors among the candidates of LanceDB's lists, by exact products, then row."""
     answer = []
     for query in queries:
-        search = now.table.search(query, vector_column_name="vector").distance_type("dot").nprobes(lists)
+        search = now.table.search(query, vector_column_name="vector").distance_type("dot").minimum_nprobes(lists)
+        # Where a condition leaves too few candidates in those lists, further ones are visited: 0 is no limit.
+        search = search.maximum_nprobes(lists if condition is None else 0)
         rows, vectors = _candidates(now, search, candidates, condition)
         scores = products(vectors, query)
         order = np.lexsort((rows, -scores))[:k]

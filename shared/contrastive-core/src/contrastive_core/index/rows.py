@@ -172,8 +172,9 @@ def _fields(items: Items, known: Mapping[str, Kind], where: object) -> tuple[dic
                     why=f"{name!r} of {short(items.ids[place])} is {kind}, elsewhere it is {fields[name]}",
                     remedy="give one name to values of one kind",
                 )
-            column = columns.setdefault(name, [None] * len(items.ids))
-            column[place] = _comparable(name, value, items.ids[place])
+            if name not in columns:
+                columns[name] = [None] * len(items.ids)
+            columns[name][place] = _comparable(name, value, items.ids[place])
     return fields, columns
 
 
