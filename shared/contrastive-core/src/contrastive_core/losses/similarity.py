@@ -10,6 +10,7 @@ terms are those of :mod:`contrastive_core.losses.dense`; on a GPU with Triton th
 :mod:`contrastive_core.losses.fused`.
 """
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -149,8 +150,7 @@ class _Terms(torch.autograd.Function):
     def forward(
         ctx: Any, left: Tensor, right: Tensor | None, scale: Tensor | float, pairs: Pairs, settings: Settings
     ) -> Terms:
-        way = OneTile if settings.one_tile(len(left), len(left if right is None else right)) else _ManyTiles
-        ctx.way = way(left, left if right is None else right, scale, pairs, settings)
+        ctx.way = _way(left, right, settings)(left, left if right is None else right, scale, pairs, settings)
         rows, columns, partners = ctx.way.forward(keep=any(ctx.needs_input_grad))
         ctx.save_for_backward(left, right, scale if isinstance(scale, Tensor) else None, rows, columns)
         ctx.scale, ctx.pairs, ctx.settings = scale, pairs, settings
@@ -177,6 +177,22 @@ class _Terms(torch.autograd.Function):
                 grads = ctx.way.backward(rows, columns, grad_rows, grad_columns, grad_partners, ctx.needs_input_grad)
         grad_right = None if right is None else grads[1]
         return grads[0], grad_right, grads[2] if ctx.needs_input_grad[2] else None, None, None
+
+
+def _way(left: Tensor, right: Tensor | None, settings: Settings) -> Any:
+    """The form of the kernel for a problem and the device it is on."""
+    if settings.one_tile(len(left), len(left if right is None else right)):
+        return OneTile
+    if not _on_chip(left):
+        return _ManyTiles
+    from contrastive_core.losses.fused import Fused
+
+    return Fused
+
+
+def _on_chip(x: Tensor) -> bool:
+    """Whether Triton computes it: float32 sums on a GPU."""
+    return x.is_cuda and x.dtype == torch.float32 and importlib.util.find_spec("triton") is not None
 
 
 class _ManyTiles:
