@@ -18,6 +18,7 @@ from contrastive_core.errors import InputError
 from contrastive_core.evaluation import pack_codes
 from contrastive_core.evaluation.codes import words
 from contrastive_core.index import CodeModel, Hit, Items, build_index, embedded, open_index, scan, snapshot
+from contrastive_core.index import folder as index_folder
 
 try:
     import milvus_lite  # noqa: F401
@@ -554,9 +555,9 @@ def test_a_version_that_goes_away_during_a_search_is_read_again(folder, monkeypa
 
 
 def test_writers_wait_for_each_other(folder, monkeypatch):
-    monkeypatch.setattr(embedded, "PATIENCE", 0.05)
+    monkeypatch.setattr(index_folder, "PATIENCE", 0.05)
     index = open_index(folder)
-    with embedded._lock(folder):
+    with index_folder.lock(folder):
         with pytest.raises(InputError, match="another process is changing"):
             index.delete(["x"])
         assert len(index.search(np.zeros((1, 4), np.uint8))[0]) == 10  # readers do not wait

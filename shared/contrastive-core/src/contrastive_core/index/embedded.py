@@ -4,8 +4,7 @@ import dataclasses
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,6 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, Timeout
 from jaxtyping import Float
 
 from contrastive_core.errors import InputError
@@ -33,6 +31,16 @@ from contrastive_core.index.checks import (
     products,
     stored_vectors,
     unit_features,
+)
+from contrastive_core.index.folder import (
+    APPROXIMATION,
+    changing,
+    check_folder,
+    finished,
+    lock,
+    readable,
+    reading,
+    size,
 )
 from contrastive_core.index.interface import (
     Approximation,
@@ -65,13 +73,9 @@ PIECES = 16
 """Changes after which the pieces they left are joined and old versions removed."""
 GRACE = timedelta(minutes=1)
 """Age from which versions are removed; who reads one that goes away reads again."""
-PATIENCE = 60.0
-"""Seconds to wait for another writer."""
 SCANNED = 25_000_000
 """Words of codes that one core compares in some 50 ms."""
 
-_LOCK = ".lock"
-_APPROXIMATION = "approximation.json"
 T = TypeVar("T")
 
 
@@ -100,10 +104,10 @@ class EmbeddedIndex:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not _finished(folder):
+        if not finished(folder):
             raise no_index(folder)
         self.folder = folder
-        with _reading(folder):
+        with reading(folder):
             self._database = lancedb.connect(folder)
             self._newest = self._database.open_table(TABLE)
         self._current = self._load(None)
@@ -115,30 +119,30 @@ class EmbeddedIndex:
     ) -> "EmbeddedIndex":
         """Make an index; see :func:`contrastive_core.index.build_index`."""
         check_new_model(model)
-        _check_folder(folder)
+        check_folder(folder)
         rows = rows_of(items, model, features=None, fields={}, where=folder)
         made = not folder.exists()
         try:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with _lock(folder):
-                if _readable(folder):
+            with lock(folder):
+                if readable(folder):
                     if not overwrite:
                         raise index_exists(folder)
                 elif (folder / f"{TABLE}.lance").exists():
-                    if not overwrite and _finished(folder):
+                    if not overwrite and finished(folder):
                         raise damaged(folder, "its newest version cannot be opened")
                     shutil.rmtree(folder / f"{TABLE}.lance")  # what a killed first build left, or damaged
                 mode = "overwrite" if (folder / f"{TABLE}.lance").exists() else "create"
                 reader = written(rows, rows.fields, secrets.token_hex(8), progress)
-                with _changing(folder):
+                with changing(folder):
                     lancedb.connect(folder).create_table(TABLE, reader, mode=mode)
         except BaseException:
             if made:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         index = cls(folder)
-        with _lock(folder):
+        with lock(folder):
             index._tidy(always=True)
         if _long(index._current):
             index.optimise(progress=progress)
@@ -157,7 +161,7 @@ class EmbeddedIndex:
             fields=dict(now.fields),
             approximation=self._approximation(now),
             version=now.version,
-            bytes=_size(self.folder),
+            bytes=size(self.folder),
         )
 
     def add(self, items: Items) -> None:
@@ -166,7 +170,7 @@ class EmbeddedIndex:
         A payload field that is new to the index is declared in a commit before it; until an item has it, no condition
         on it is met.
         """
-        with _lock(self.folder):
+        with lock(self.folder):
             now = self._snapshot()
             rows = rows_of(items, now.model, features=now.features, fields=now.fields, where=self.folder)
             if not len(rows):
@@ -177,7 +181,7 @@ class EmbeddedIndex:
             present = ((now.ids[row].as_py(), now.modalities[now.modality[row]]) for row in there)
             check_absent((each for each in present if each in wanted), self.folder)
             new = {name: kind for name, kind in rows.fields.items() if name not in now.fields}
-            with _changing(self.folder):
+            with changing(self.folder):
                 table = self._writable()
                 if new:
                     table.add_columns(field_columns(new))
@@ -186,7 +190,7 @@ class EmbeddedIndex:
 
     def delete(self, ids: Sequence[str], *, modality: str | None = None) -> int:
         """Delete items in one commit; see :meth:`VectorIndex.delete`."""
-        with _lock(self.folder):
+        with lock(self.folder):
             now = self._snapshot()
             asked = pa.array(list(dict.fromkeys(ids)), pa.string())
             rows = self._rows(now, asked, modality)
@@ -194,7 +198,7 @@ class EmbeddedIndex:
             check_none_missing(missing.to_pylist(), modality, self.folder)
             if not len(rows):
                 return 0
-            with _changing(self.folder):
+            with changing(self.folder):
                 places = ",".join(map(str, now.places[rows].tolist()))
                 self._writable().delete(f"_rowid IN ({places})")
             self._tidy()
@@ -206,25 +210,25 @@ class EmbeddedIndex:
         Readers go on with what there was; when this is interrupted, searches stay exact until it is done again.
         """
         check_recall(recall)
-        with _lock(self.folder):
+        with lock(self.folder):
             self._tidy(always=True)
             with writing(self.folder):
-                (self.folder / _APPROXIMATION).unlink(missing_ok=True)
+                (self.folder / APPROXIMATION).unlink(missing_ok=True)
             now = self._snapshot()
             made: Approximation | None = None
             if len(now.places) >= lists.FEW:
                 made = self._measured(now, recall, progress)
             if made is not None:
                 value = {"token": now.token, **dataclasses.asdict(made)}
-                write_json(self.folder / _APPROXIMATION, value)
+                write_json(self.folder / APPROXIMATION, value)
             return made
 
     def _measured(self, now: Snapshot, recall: float, progress: Progress | None) -> Approximation | None:
         if isinstance(now.model, CodeModel):
             return lists.measure_codes(now, recall, progress)
-        with _changing(self.folder):
+        with changing(self.folder):
             method = lists.build_lists(self._writable(), len(now.places), now.model.dim, progress)
-        with _reading(self.folder):
+        with reading(self.folder):
             return lists.measure_lists(self._snapshot(), method, recall, progress)
 
     def search(
@@ -304,14 +308,14 @@ class EmbeddedIndex:
     def _approximation(self, now: Snapshot) -> Approximation | None:
         """What was built for this index, and not for one that it replaced."""
         try:
-            value = json.loads((self.folder / _APPROXIMATION).read_text(encoding="utf-8"))
+            value = json.loads((self.folder / APPROXIMATION).read_text(encoding="utf-8"))
             return Approximation(**value) if value.pop("token") == now.token else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 "what is known of the approximate search cannot be read",
-                where=self.folder / _APPROXIMATION,
+                where=self.folder / APPROXIMATION,
                 why=first_line(error),
                 remedy="build it again with index optimise",
             ) from error
@@ -336,7 +340,7 @@ class EmbeddedIndex:
                     raise damaged(self.folder, error) from error
 
     def _snapshot(self) -> Snapshot:
-        with _reading(self.folder):
+        with reading(self.folder):
             self._newest.checkout_latest()
             newest = self._newest.version
         if newest != self._current.version:
@@ -347,12 +351,12 @@ class EmbeddedIndex:
 
     def _load(self, before: Snapshot | None) -> Snapshot:
         while True:
-            with _reading(self.folder):
+            with reading(self.folder):
                 table = self._database.open_table(TABLE)
             try:
                 return load(table, self.folder, before)
             except UnreadableError as error:
-                with _reading(self.folder):
+                with reading(self.folder):
                     self._newest.checkout_latest()
                 if self._newest.version == table.version:
                     raise damaged(self.folder, error) from error
@@ -370,7 +374,7 @@ class EmbeddedIndex:
 
     def _tidy(self, *, always: bool = False) -> None:
         """Join small pieces and remove old versions, from time to time."""
-        with _changing(self.folder):
+        with changing(self.folder):
             table = self._writable()
             pieces = table.stats()["fragment_stats"]["num_fragments"]
             past = [each for each in table.list_versions() if each["timestamp"] < datetime.now() - GRACE]
@@ -421,68 +425,3 @@ def _hits(now: Snapshot, near: list[_Near]) -> list[list[Hit]]:
         ]
         for each in near
     ]
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError("an index is a folder", where=folder, why="there is a file of that name")
-    if folder.is_dir() and {path.name for path in folder.iterdir()} - {f"{TABLE}.lance", _LOCK, _APPROXIMATION}:
-        raise InputError(
-            "an index has a folder of its own", where=folder, why="there are other files in it", remedy="name another"
-        )
-
-
-def _finished(folder: Path) -> bool:
-    """Whether a build came to its end there; the files may be damaged since."""
-    return any((folder / f"{TABLE}.lance" / "_versions").glob("*.manifest"))
-
-
-def _readable(folder: Path) -> bool:
-    with suppress(RuntimeError, OSError, ValueError):
-        lancedb.connect(folder).open_table(TABLE)
-        return True
-    return False
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / _LOCK, timeout=PATIENCE)
-    with writing(folder):
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise InputError("another process is changing the index", where=folder, remedy="try again later") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, OSError, ValueError) as error:
-        raise damaged(folder, error) from error
-
-
-@contextmanager
-def _changing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, OSError, UnreadableError) as error:
-        raise InputError(
-            "the index could not be changed",
-            where=folder,
-            why=first_line(error),
-            remedy="it is as it was before; free space and permissions there, and try again",
-        ) from error
-
-
-def _size(folder: Path) -> int:
-    """Bytes on disk; files that a writer removes meanwhile count nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total
