@@ -35,10 +35,15 @@ def refused(capsys, *words):
     return text
 
 
-def test_embed_and_evaluate(place, capsys):
+def test_embed_and_evaluate(place, capsys, monkeypatch):
     data = place / "data" / "GunPoint"
     assert run("embed", place / "enc", data / "GunPoint_TEST.ts", place / "z.npy", "--sizes", 256, "--sizes", 512) == 0
-    assert np.load(place / "z.npy").shape == (150, 512)
+    z = np.load(place / "z.npy")
+    assert z.shape == (150, 512)
+    monkeypatch.setattr("cl_signals.mantis.inference._PART", 40)
+    words = ["embed", place / "enc", data / "GunPoint_TEST.ts", place / "z.npy", "--sizes", 256, "--sizes", 512]
+    assert run(*words, "--workers", 2, "--overwrite") == 0
+    np.testing.assert_allclose(np.load(place / "z.npy"), z, atol=1e-5)
     capsys.readouterr()
     words = ["evaluate", place / "enc", data, "--probes", "1nn", "--json", "--out", place / "e.csv", "--layer", 1]
     assert run(*words) == 0

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -70,7 +70,7 @@ def spread(
     cluster: str | None = None,
     ledger: Path | None = None,
     label: str = "",
-) -> Iterator[Outcome[R]]:
+) -> Generator[Outcome[R], None, None]:
     """Do the same work on many items, and give the results in their order as they come.
 
     Only a few items a worker are under way or waiting at any time, so memory does not grow with their number.

@@ -15,7 +15,7 @@ from contrastive_core.training import RunFolder
 
 from cl_signals.mantis.demo import run_demo
 from cl_signals.mantis.evaluation import classifier_rows, evaluate_classifier, evaluate_sets
-from cl_signals.mantis.inference import Readout, SeriesClassifier, embed_set, is_classifier, load_encoders
+from cl_signals.mantis.inference import Readout, SeriesClassifier, embed_parts, is_classifier, load_encoders
 from cl_signals.mantis.model import Mantis
 from cl_signals.mantis.report import classifier_report, pretraining_report
 from cl_signals.mantis.synthetic import preset as cauker_preset
@@ -161,6 +161,8 @@ def embed(
     readout: Annotated[Readout, Flat] = Readout(),
     fuse: tuple[Path, ...] = (),
     device: str = "auto",
+    workers: int = 1,
+    cluster: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Turn series into fixed-size vectors with a frozen encoder.
@@ -172,12 +174,14 @@ def embed(
         readout: Layer, token, sizes.
         fuse: Folders of further encoders, whose embeddings are put beside the first's, each of unit norm.
         device: auto, cpu or cuda.
+        workers: Processes.
+        cluster: Ray cluster to work on instead, ray://HOST:PORT, or auto inside a Ray job.
         overwrite: Replace an existing file.
     """
     refuse_existing(out, overwrite)
     if out.suffix != ".npy":
         raise InputError("embeddings are written as .npy", where=out, remedy="end the name in .npy")
-    z = embed_set(load_encoders((run, *fuse), device), read_series(data), readout)
+    z = embed_parts((run, *fuse), read_series(data), readout, device=device, workers=workers, cluster=cluster)
     with atomic_write(out) as temporary, temporary.open("wb") as file:
         np.save(file, z)
     print(f"{z.shape[0]} embeddings of {z.shape[1]} numbers in {out}")

@@ -1,6 +1,7 @@
 """What is used after training: frozen embeddings of series, and the trained classifier."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from contrastive_core.devices import pick_device
 from contrastive_core.errors import InputError
+from contrastive_core.scale import spread
 from contrastive_core.weights import load_model, load_weights, save_weights
 from jaxtyping import Float
 from torch import Tensor
@@ -102,6 +104,41 @@ def embed_set(models: Mantis | Sequence[Mantis], series: SeriesSet, readout: Rea
         parts = [embed(model, x, dataclasses.replace(readout, sizes=(size,))) for size, x in batches.items()]
         blocks.append(np.concatenate([part.reshape(len(series), -1) for part in parts], 1))
     return blocks[0] if len(blocks) == 1 else fuse(blocks)
+
+
+def embed_parts(
+    folders: Sequence[Path],
+    series: SeriesSet,
+    readout: Readout,
+    *,
+    device: str = "auto",
+    workers: int = 1,
+    cluster: str | None = None,
+) -> Float[np.ndarray, "n d"]:
+    """:func:`embed_set` of many series, spread over processes or a cluster.
+
+    Args:
+        folders: Folders of the encoders.
+        series: The set.
+        readout: What is taken as embedding.
+        device: Where the encoders run.
+        workers: Processes.
+        cluster: Ray cluster, see :func:`contrastive_core.scale.spread`.
+
+    Raises:
+        InputError: An encoder cannot be loaded, or takes no such series.
+    """
+    parts = [series[start : start + _PART] for start in range(0, len(series), _PART)]
+    setup = functools.partial(load_encoders, tuple(folders), device)
+    work = functools.partial(_embed_part, readout)
+    outcomes = spread(
+        work, parts, setup=setup, key=lambda part: part.ids[0], workers=workers, cluster=cluster, label="embedding part"
+    )
+    return np.concatenate([outcome.get() for outcome in outcomes])
+
+
+def _embed_part(readout: Readout, encoders: list[Mantis], part: SeriesSet) -> np.ndarray:
+    return embed_set(encoders, part, readout)
 
 
 def fuse(blocks: Sequence[Float[np.ndarray, "n _"]], *, normalise: bool = True) -> Float[np.ndarray, "n d"]:
@@ -262,6 +299,9 @@ class SeriesClassifier:
 
         return load_model(folder, cls.KIND, build, made_by="cl-signals mantis train")
 
+
+_PART = 512
+"""Series a worker embeds at a time."""
 
 _KEPT = ("mode", "adapter", "layer", "token", "length")
 """Settings a classifier needs after training."""

@@ -37,6 +37,9 @@ class SeriesSet:
     def __len__(self) -> int:
         return len(self.x)
 
+    def __getitem__(self, rows: slice) -> "SeriesSet":
+        return SeriesSet(self.name, self.x[rows], None if self.y is None else self.y[rows], self.ids[rows], self.notes)
+
     @property
     def labels(self) -> list[str]:
         """Classes of the series.

@@ -4,15 +4,16 @@ Every graph has a random stream of its own, derived from the seed and its index,
 BLAS thread; so a corpus is the same, byte for byte, for any number of workers.
 """
 
+import contextlib
 import dataclasses
 import functools
-import multiprocessing
+import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from contrastive_core.errors import InputError
+from contrastive_core.scale import spread
 from jaxtyping import Float
 from scipy.linalg import blas, lapack
 from threadpoolctl import threadpool_limits
@@ -208,8 +209,10 @@ def batches_of_series(
             why=f"got {count}, {workers}, {seed}",
         )
     left, failures = count, 0
-    with _graphs(functools.partial(draw_graph, settings, seed), workers, settings, count) as graphs:
-        for series, dropped in graphs:
+    graphs = spread(_draw, itertools.count(), setup=functools.partial(_plan, settings, seed), workers=workers)
+    with contextlib.closing(graphs):
+        for graph in graphs:
+            series, dropped = graph.get()
             failures = 0 if len(series) else failures + 1
             if failures > 1000:
                 raise InputError("the generator settings yield only constant or infinite series")
@@ -238,37 +241,13 @@ def generate(
     return np.concatenate([series for series, _ in batches_of_series(settings, count, seed=seed, workers=workers)])
 
 
-def _call(task: Any, index: int) -> Any:
+def _plan(settings: CauKerSettings, seed: int) -> tuple[CauKerSettings, int]:
+    return settings, seed
+
+
+def _draw(plan: tuple[CauKerSettings, int], index: int) -> tuple[np.ndarray, int]:
     with threadpool_limits(1, user_api="blas"):
-        return task(index)
-
-
-@contextmanager
-def _graphs(task: Any, workers: int, settings: CauKerSettings, count: int) -> Iterator[Iterator[Any]]:
-    run = functools.partial(_call, task)
-    if workers == 1:
-        with threadpool_limits(1, user_api="blas"):
-            yield map(task, _count())
-        return
-    per_graph = settings.observed if settings.graph else 1
-    # A little more than is needed, so that dropped series rarely need another round.
-    chunk = max(1, min(16, count // (per_graph * workers * 4)))
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-
-        def rounds() -> Iterator[Any]:
-            start, size = 0, count // per_graph + workers
-            while True:
-                yield from pool.imap(run, range(start, start + size), chunk)
-                start, size = start + size, max(workers, size // 100)
-
-        yield rounds()
-
-
-def _count() -> Iterator[int]:
-    index = 0
-    while True:
-        yield index
-        index += 1
+        return draw_graph(*plan, index)
 
 
 def _root(settings: CauKerSettings, rng: np.random.Generator) -> np.ndarray:
@@ -314,7 +293,7 @@ _ROWS: dict[tuple[str, int], np.ndarray] = {}
 
 def _row(kernel: Kernel, length: int) -> np.ndarray:
     """First row of a stationary kernel, computed once a process."""
-    found = _ROWS.get((kernel.name, length))
-    if found is None:
-        found = _ROWS[kernel.name, length] = kernel.row(length)
-    return found
+    row = _ROWS.get((kernel.name, length))
+    if row is None:
+        row = _ROWS[kernel.name, length] = kernel.row(length)
+    return row
