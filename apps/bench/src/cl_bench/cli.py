@@ -1,4 +1,4 @@
-"""``cl-bench``: list, claims, speed."""
+"""``cl-bench``: show, claims, speed."""
 
 from typing import NoReturn
 
@@ -7,9 +7,15 @@ from contrastive_core.cli import App, Command
 from cl_bench import __version__
 
 app = App("cl-bench", help="Claims and speed of every method, measured beside their baselines.", version=__version__)
-app.command(Command("list", "cl_bench.commands:show", "What can be measured."))
-app.command(Command("claims", "cl_bench.commands:claims", "Train methods and baselines, compare their results."))
-app.command(Command("speed", "cl_bench.commands:speed", "Time methods against their peers, alternately."))
+app.command(Command("show", "cl_bench.commands:show", "List the claims and the speeds that can be measured."))
+app.command(
+    Command(
+        "claims",
+        "cl_bench.commands:claims",
+        "Train methods and their baselines; say which claims hold, with intervals.",
+    )
+)
+app.command(Command("speed", "cl_bench.commands:speed", "Time methods and losses against their peers, alternately."))
 
 
 def main() -> NoReturn:

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import gc
+import platform
 import statistics
 import sys
 import threading
@@ -10,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Speed:
         theirs: Seconds of each round of the peer.
         peer: Name of the peer.
         memory: Peak extra memory in MiB, ours and theirs.
-        notes: Size of the task, accuracy differences.
+        notes: Size of the task (rows, width, token), accuracy differences.
+        threads: CPU threads of both.
     """
 
     name: str
@@ -31,6 +35,7 @@ class Speed:
     peer: str
     memory: tuple[float, float]
     notes: str
+    threads: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -39,6 +44,9 @@ class Speed:
             "name": self.name,
             "peer": self.peer,
             "ratio": statistics.median(ratios),
+            "ratios": [min(ratios), max(ratios)],
+            "rounds": len(ratios),
+            "threads": self.threads,
             "ours_seconds": statistics.median(self.ours),
             "theirs_seconds": statistics.median(self.theirs),
             "ours_peak_mib": self.memory[0],
@@ -48,7 +56,14 @@ class Speed:
 
 
 def race(
-    name: str, ours: Callable[[], object], theirs: Callable[[], object], *, peer: str, rounds: int, notes: str
+    name: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    *,
+    peer: str,
+    rounds: int,
+    notes: str,
+    threads: int | None = None,
 ) -> Speed:
     """Run both contestants alternately and time them.
 
@@ -59,6 +74,7 @@ def race(
         peer: Name of the peer.
         rounds: Timed rounds of each, after one that is not counted and in which memory is measured.
         notes: What the task is.
+        threads: CPU threads of both; those of torch if not given.
     """
     memory = (_peak_memory(ours), _peak_memory(theirs))
     times: tuple[list[float], list[float]] = ([], [])
@@ -67,7 +83,7 @@ def race(
             start = time.perf_counter()
             task()
             record.append(time.perf_counter() - start)
-    return Speed(name, *times, peer, memory, notes)
+    return Speed(name, *times, peer, memory, notes, threads or torch.get_num_threads())
 
 
 def _peak_memory(task: Callable[[], object]) -> float:
@@ -105,3 +121,13 @@ def _resident() -> float:
     import resource
 
     return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def processor() -> str:
+    """Name of the processor, as the system tells it."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,8 +1,6 @@
 """Claims of APKH."""
 
-import dataclasses
 import statistics
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,30 +24,56 @@ from cl_retrieval.hashing.split import divide_classes
 from contrastive_core.errors import ContrastiveWarning
 from torch import Tensor
 
-from cl_bench.arms import Claim
+from cl_bench.arms import Outcome, Result, Statement, compare
 from cl_bench.claims.hashing import (
+    BITS,
+    CODE,
     DIRECTIONS,
     EPOCHS,
     HIDDEN,
+    PAIRS,
+    SIZES,
     Trainer,
     baselines,
+    both_directions,
+    condition,
     fit,
     labelled_pairs,
-    margin_claim,
-    progress,
     sample_encoder,
-    summary,
+    sweep,
     trained,
 )
 
-SIZES, BITS, FEWEST_SPLITS, SWEPT_SPLITS = (20, 40, 80, 160), (16, 32, 64), 5, 3
+FEWEST_SPLITS, SWEPT_SPLITS = 5, 3
 TEMPLATE = "a picture of something {a}"
 FULL, NEIGHBOURHOOD, PAIRWISE, POINTS = "APKH", "neighbourhood on raw features", "pairwise contrast", "without KSCA"
-SWEPT = (FULL, NEIGHBOURHOOD, PAIRWISE)
-Scores = dict[str, list[float]]
+SWEPT = (FULL, NEIGHBOURHOOD, PAIRWISE, "CCA-ITQ")
+OTHERS = ("GNAH", "DJSRH", "CCA-ITQ", "ITQ", "random projection", "random projection, centred")
+UNSEEN, RAW = "unseen", "attributes beat raw features"
+STATEMENTS: list[Statement] = [
+    *both_directions(f"{RAW} by 0.015", FULL, NEIGHBOURHOOD, group=UNSEEN, gate=True, margin=0.015),
+    *both_directions(
+        "neighbourhoods beat pairwise contrast by 0.03", NEIGHBOURHOOD, PAIRWISE, group=UNSEEN, gate=True, margin=0.03
+    ),
+    *both_directions("APKH is no worse than pairwise contrast", FULL, PAIRWISE, group="seen", gate=True),
+    *both_directions("KSCA helps by 0.01", FULL, POINTS, group=UNSEEN, gate=True, margin=0.01),
+    *(
+        each
+        for n in SIZES
+        if n != PAIRS
+        for each in both_directions(f"{RAW}, {n} pairs", FULL, NEIGHBOURHOOD, group=UNSEEN, pairs=n)
+    ),
+    *(
+        each
+        for b in BITS
+        if b != CODE
+        for each in both_directions(f"{RAW}, {b} bits", FULL, NEIGHBOURHOOD, group=UNSEEN, bits=b)
+    ),
+    *(each for name in OTHERS for each in both_directions(f"APKH beats {name}", FULL, name, group=UNSEEN)),
+]
 
 
-def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hidden: int = HIDDEN) -> list[Claim]:
+def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hidden: int = HIDDEN) -> list[Outcome]:
     """Unseen and seen classes, ablations and baselines, over training pairs and code lengths.
 
     Args:
@@ -58,51 +82,38 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
         epochs: Epochs of everything that is trained.
         hidden: Hidden width of every hash function.
     """
-    started = time.perf_counter()
     splits = list(seeds) + [max(seeds) + 1 + i for i in range(max(0, FEWEST_SPLITS - len(seeds)))]
     features = labelled_pairs(data)
     own = data is None or (data / "images.zip").is_file()
     encoder = sample_encoder() if own else load_encoder(default_encoder(data or Path(), None))
     bank = read_bank(None, TEMPLATE)
     centres = torch.from_numpy(encoder.encode_texts(bank.prompts()))
-    arms, others = _arms(centres, epochs, hidden), baselines(epochs, hidden)
-    table: dict[tuple[Any, ...], Scores] = {}
-    exact: Scores = {}
 
-    def measure(name: str, train: Trainer, pairs: int, bits: int, among: Sequence[int]) -> None:
-        found: Scores = {f"{group} {direction}": [] for group in ("unseen", "seen") for direction in DIRECTIONS}
-        for seed in among:
-            rows, groups = divided(features, pairs, seed)
-            model = fit(train, features, rows, bits, seed)
-            for group, (query, database) in groups.items():
-                for direction, value in map_both(model, features, query, database).items():
-                    found[f"{group} {direction}"].append(value)
-        table[pairs, bits, name] = found
-        progress((pairs, bits, name), found)
+    def score(train: Trainer, pairs: int, bits: int, seed: int) -> Result:
+        rows, groups = divided(features, pairs, seed)
+        model = fit(train, features, rows, bits, seed)
+        return Result(
+            {
+                f"{group} {direction}": value
+                for group, (query, database) in groups.items()
+                for direction, value in map_both(model, features, query, database).items()
+            }
+        )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ContrastiveWarning)  # ablations are meant to look wrong
-        for name, train in {**arms, **others}.items():
-            measure(name, train, 80, 32, splits)
-        swept = {**{name: arms[name] for name in SWEPT}, "CCA-ITQ": others["CCA-ITQ"]}
-        for pairs, bits in [*((n, 32) for n in SIZES if n != 80), *((80, b) for b in BITS if b != 32)]:
-            for name, train in swept.items():
-                measure(name, train, pairs, bits, splits[:SWEPT_SPLITS])
-    labels = features.labelled("a claim")
-    for seed in splits:
-        for group, (query, database) in divided(features, 80, seed)[1].items():
-            for direction, a, b in (("i2t", "image", "text"), ("t2i", "text", "image")):
-                value = continuous_map(features.of(a)[query], labels[query], features.of(b)[database], labels[database])
-                exact.setdefault(f"{group} {direction}", []).append(value)
+        trainers = _arms(centres, epochs, hidden) | baselines(epochs, hidden)
+        table = sweep("apkh", score, trainers, SWEPT, splits, splits[:SWEPT_SPLITS])
+    exact = _exact(features, splits)
     reference = ", ".join(f"{name} {statistics.fmean(values):.3f}" for name, values in exact.items())
     ratio = statistics.fmean(
         code / float_
-        for key in ("unseen i2t", "unseen t2i")
-        for code, float_ in zip(table[80, 32, FULL][key], exact[key], strict=True)
+        for key in (f"{UNSEEN} i2t", f"{UNSEEN} t2i")
+        for code, float_ in zip(table.values(key, FULL, condition(PAIRS, CODE)), exact[key], strict=True)
     )
     notes = [
-        f"{len(features)} pairs, {labels.shape[1]} classes divided {len(splits)} times into unseen and seen halves; "
-        "training pairs of seen classes alone; a quarter of each half are queries; "
+        f"{len(features)} pairs, {len(features.classes)} classes divided {len(splits)} times into unseen and seen "
+        "halves; training pairs of seen classes alone; a quarter of each half are queries; "
         f"sweeps over the first {SWEPT_SPLITS} divisions; "
         f"mAP of the features themselves: {reference}",
         f"generalisation ratio of APKH (unseen mAP of 32 bits over that of the features) {ratio:.3f}",
@@ -110,59 +121,20 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
         f"{epochs} epochs, hidden width {hidden}",
         _overlap(bank, features.classes),
     ]
-    seconds = time.perf_counter() - started
+    curve = table.curves([f"{UNSEEN} {direction}" for direction in DIRECTIONS], {n: condition(n, CODE) for n in SIZES})
+    curves = {"apkh: mAP on unseen classes against training pairs, 32 bits, both directions": curve}
+    return compare("apkh", STATEMENTS, table, notes=notes, curves=curves)
 
-    def pair(
-        statement: str,
-        better: str,
-        baseline: str,
-        *,
-        group: str = "unseen",
-        pairs: int = 80,
-        bits: int = 32,
-        gate: bool = False,
-        margin: float = 0.0,
-    ) -> list[Claim]:
-        scores = {
-            d: {name: found[f"{group} {d}"] for (n, b, name), found in table.items() if (n, b) == (pairs, bits)}
-            for d in DIRECTIONS
-        }
-        return [
-            margin_claim(
-                f"apkh: {group}, {statement}, {text}",
-                statement,
-                scores[d],
-                better,
-                baseline,
-                margin=margin,
-                gate=gate,
-                notes=notes,
-                seconds=seconds,
-            )
-            for d, text in DIRECTIONS.items()
-        ]
 
-    raw = "attributes beat raw features"
-    others_shown = ("GNAH", *others)
-    found = [
-        *pair(f"{raw} by 0.015", FULL, NEIGHBOURHOOD, gate=True, margin=0.015),
-        *pair("neighbourhoods beat pairwise contrast by 0.03", NEIGHBOURHOOD, PAIRWISE, gate=True, margin=0.03),
-        *pair("APKH is no worse than pairwise contrast", FULL, PAIRWISE, group="seen", gate=True),
-        *pair("KSCA helps by 0.01", FULL, POINTS, gate=True, margin=0.01),
-        *(each for n in SIZES if n != 80 for each in pair(f"{raw}, {n} pairs", FULL, NEIGHBOURHOOD, pairs=n)),
-        *(each for b in BITS if b != 32 for each in pair(f"{raw}, {b} bits", FULL, NEIGHBOURHOOD, bits=b)),
-        *(each for name in others_shown for each in pair(f"APKH beats {name}", FULL, name)),
-    ]
-    lines = {}
-    for name in swept:
-        both = [[*table[n, 32, name]["unseen i2t"], *table[n, 32, name]["unseen t2i"]] for n in SIZES]
-        lines[name] = (list(SIZES), [statistics.fmean(values) for values in both])
-    first = dataclasses.replace(
-        found[0],
-        details={"mAP of all arms": summary(table, ("pairs", "bits", "arm"))},
-        curves={"apkh: mAP on unseen classes against training pairs, 32 bits, both directions": lines},
-    )
-    return [first, *found[1:]]
+def _exact(features: Any, splits: Sequence[int]) -> dict[str, list[float]]:
+    """Mean average precision of the features themselves, a number a division."""
+    labels, scores = features.labelled("a claim"), dict[str, list[float]]()
+    for seed in splits:
+        for group, (query, database) in divided(features, PAIRS, seed)[1].items():
+            for direction, a, b in (("i2t", "image", "text"), ("t2i", "text", "image")):
+                value = continuous_map(features.of(a)[query], labels[query], features.of(b)[database], labels[database])
+                scores.setdefault(f"{group} {direction}", []).append(value)
+    return scores
 
 
 def divided(features: Any, pairs: int, seed: int) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:

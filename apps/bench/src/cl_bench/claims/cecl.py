@@ -1,13 +1,12 @@
 """Claims of CECL."""
 
 import dataclasses
+import functools
 import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from cl_video3d.cecl.baselines import backbone_features, load_backbone, siti_fea
 from cl_video3d.cecl.clips import ClipSettings
 from cl_video3d.cecl.clusters import fit_clusters
 from cl_video3d.cecl.curves import log_rates, rate_at_quality
-from cl_video3d.cecl.evaluate import FoldScores, make_folds, mean_scores, score_features, spread_within
+from cl_video3d.cecl.evaluate import make_folds, mean_scores, score_features, spread_within
 from cl_video3d.cecl.extract import extract
 from cl_video3d.cecl.model import embed_clips
 from cl_video3d.cecl.samples import write_samples
@@ -26,11 +25,11 @@ from cl_video3d.cecl.views import ViewSettings
 from cl_video3d.video.manifest import read_manifest
 from cl_video3d.video.reading import luma
 from contrastive_core.errors import ContrastiveWarning
-from contrastive_core.training import RunFolder, TrainSettings
+from contrastive_core.training import TrainSettings
 from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
-from cl_bench.arms import Claim
+from cl_bench.arms import Arm, Outcome, Result, Statement, compare, measure, temporary_run
 
 _ARMS: dict[str, ObjectiveSettings] = {
     "SimCLR": ObjectiveSettings(method="simclr"),
@@ -41,11 +40,52 @@ _ARMS: dict[str, ObjectiveSettings] = {
 }
 _CLUSTERS = 5
 _FOLDS = 2
+_SOFT, _VIEWS, _TRIAL = "CECL soft", "instance (echo-preserving views)", "one trial encode"
+_RUNG, _VARIANCE = "rung error", "variance of log2 rate at equal quality"
+_LADDERS = {"fixed ladder": "rung_fixed", "predicted clusters": "rung_predicted", "oracle clusters": "rung_oracle"}
+STATEMENTS = [
+    Statement("probe accuracy, soft against SimCLR", "accuracy", _SOFT, "SimCLR", 0.05, gate=True),
+    Statement("Spearman of log2 bpp, soft against SimCLR", "spearman", _SOFT, "SimCLR", 0.03, gate=True),
+    Statement("ordinal error, soft against SimCLR", "ordinal", _SOFT, "SimCLR", gate=True, lower=True),
+    Statement("NMI of k-means, soft against SimCLR", "nmi", _SOFT, "SimCLR", gate=True),
+    Statement("probe accuracy, soft against SI/TI", "accuracy", _SOFT, "SI/TI", gate=True),
+    Statement("Spearman of log2 bpp, soft against SI/TI", "spearman", _SOFT, "SI/TI", gate=True),
+    Statement("probe accuracy, soft against semantic", "accuracy", _SOFT, "semantic"),
+    Statement("Spearman of log2 bpp, soft against semantic", "spearman", _SOFT, "semantic"),
+    Statement("NMI of k-means, soft against SI/TI", "nmi", _SOFT, "SI/TI"),
+    Statement("probe accuracy, soft against one trial encode", "accuracy", _SOFT, _TRIAL),
+    Statement("probe accuracy, soft against echo-preserving views alone", "accuracy", _SOFT, _VIEWS),
+    Statement("rung error of predicted clusters, soft against SimCLR", "rung_predicted", _SOFT, "SimCLR", lower=True),
+    Statement(
+        "rung error, predicted clusters against the fixed ladder",
+        _RUNG,
+        "predicted clusters",
+        "fixed ladder",
+        gate=True,
+        lower=True,
+    ),
+    Statement(
+        "rung error, oracle against predicted clusters",
+        _RUNG,
+        "oracle clusters",
+        "predicted clusters",
+        gate=True,
+        lower=True,
+    ),
+    Statement(
+        "variance of log2 rate at equal quality, clusters are tighter than source groups",
+        _VARIANCE,
+        "by cluster",
+        "by source group",
+        gate=True,
+        lower=True,
+    ),
+]
 
 
 def claims(
     seeds: Sequence[int], data: Path | None, *, clips: int = 20, photographs: int = 5, epochs: int = 15
-) -> list[Claim]:
+) -> list[Outcome]:
     """Whether embeddings from the echo tell complexity better than SimCLR's, SI/TI, and an image network's.
 
     Args:
@@ -55,35 +95,12 @@ def claims(
         photographs: Videos of each photograph.
         epochs: Epochs of every arm, batch 64.
     """
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         echoes, skipped = _corpus(Path(folder), data, clips, photographs)
         curves = echoes.at("h264")
         frames = curves.pixels(range(len(curves)))
-        y = np.ascontiguousarray(luma(frames))
-        frozen: dict[str, np.ndarray] = {"SI/TI": siti_features(y), "one trial encode": trial_features(curves)}
-        semantic, note = _semantic(frames)
-        frozen["semantic"] = semantic
-        rows: list[dict[str, Any]] = []
-        measured: dict[str, dict[str, list[float]]] = {}
-        variance: dict[str, list[float]] = {"by source group": [], "by cluster": []}
-        for seed in seeds:
-            folds = make_folds(curves, folds=_FOLDS, clusters=_CLUSTERS, seed=seed)
-            for arm in (*frozen, *_ARMS):
-                scores: list[FoldScores] = []
-                for fold in folds:
-                    if arm in frozen:
-                        features = frozen[arm]
-                    else:
-                        features = _embedded(_ARMS[arm], curves.take(fold.train), y, fold.train, epochs, seed)
-                    scores.append(score_features(features, curves, fold, seed=seed))
-                found = mean_scores(scores)
-                rows.append({"arm": arm, "seed": seed, **found})
-                for name, value in found.items():
-                    measured.setdefault(name, {}).setdefault(arm, []).append(value)
-            for name, value in _spreads(curves, seed).items():
-                variance[name].append(value)
-    seconds = time.perf_counter() - started
+        arms, note = _arms(curves, frames, epochs)
+        table = measure("cecl", arms, seeds)
     groups = sorted(set(curves.groups))
     notes = [
         f"{len(curves)} clips of 16 x 96 x 96 from {len(set(curves.videos))} videos in {len(groups)} groups "
@@ -95,17 +112,48 @@ def claims(
         "one trial encode: log2 bpp of the clip itself at CRF 26, which a tower does without; it is the quantity "
         "Spearman is measured on, so its Spearman is that of the ridge alone",
     ]
-    return _judged(measured, variance, rows, notes, seconds)
+    return compare("cecl", STATEMENTS, table, notes=notes)
+
+
+def _arms(curves: EchoSet, frames: np.ndarray, epochs: int) -> tuple[dict[str, Arm], str]:
+    """Features that need no training, trained embeddings, and what clusters alone are worth; a note on the first."""
+    y = np.ascontiguousarray(luma(frames))
+    semantic, note = _semantic(frames)
+    fixed = {"SI/TI": siti_features(y), _TRIAL: trial_features(curves), "semantic": semantic}
+
+    @functools.lru_cache(maxsize=len(fixed) + len(_ARMS))
+    def scores(arm: str, seed: int) -> dict[str, float]:
+        folds = []
+        for fold in make_folds(curves, folds=_FOLDS, clusters=_CLUSTERS, seed=seed):
+            if arm in fixed:
+                features = fixed[arm]
+            else:
+                features = _embedded(_ARMS[arm], curves.take(fold.train), y, fold.train, epochs, seed)
+            folds.append(score_features(features, curves, fold, seed=seed))
+        return mean_scores(folds)
+
+    def embedding(arm: str, seed: int) -> Result:
+        return Result(scores(arm, seed))
+
+    def ladder(metric: str, seed: int) -> Result:
+        return Result({_RUNG: scores(_SOFT, seed)[metric]})
+
+    def tightness(by: str, seed: int) -> Result:
+        return Result({_VARIANCE: _spreads(curves, seed)[by]})
+
+    arms: dict[str, Arm] = {arm: functools.partial(embedding, arm) for arm in (*fixed, *_ARMS)}
+    arms |= {name: functools.partial(ladder, metric) for name, metric in _LADDERS.items()}
+    return arms | {by: functools.partial(tightness, by) for by in ("by source group", "by cluster")}, note
 
 
 def _corpus(folder: Path, data: Path | None, clips: int, photographs: int) -> tuple[EchoSet, int]:
     entries = write_samples(folder / "samples", photographs=photographs, generated=24)
     if data is not None:
         known = {entry.video_id for entry in entries}
-        mine = {"bigbuckbunny": "bbb", "bikes": "bikes", "carphone": "carphone"}  # the same films as in the samples
+        sampled = {"bigbuckbunny", "bikes", "carphone"}  # the same films as in the samples
         for entry in read_manifest(data):
             name = entry.video_id if entry.video_id not in known else f"data-{entry.video_id}"
-            if entry.group not in mine:
+            if entry.group not in sampled:
                 entries.append(dataclasses.replace(entry, video_id=name, split=""))
     real = [entry for entry in entries if not entry.video_id.startswith(("photo-", "generated-"))]
     still = [entry for entry in entries if entry.video_id.startswith(("photo-", "generated-"))]
@@ -114,8 +162,7 @@ def _corpus(folder: Path, data: Path | None, clips: int, photographs: int) -> tu
         ("real", real, ClipSettings(clips=clips, short_sides=(144, 272), stride=1)),
         ("still", still, ClipSettings(clips=max(1, clips // 10), stride=1)),
     ):
-        found = extract(part, folder / name, clips=settings, progress=False)
-        skipped += len(found.skipped)
+        skipped += len(extract(part, folder / name, clips=settings, progress=False).skipped)
         stores.append(read_store(folder / name))
     return _joined(folder, stores), skipped
 
@@ -138,7 +185,7 @@ def _embedded(
     """Train on the clips of a fold and embed all."""
     data = TensorDataset(torch.arange(len(rows)), torch.from_numpy(y[rows]))
     settings = TrainSettings(epochs=epochs, seed=seed, progress=False, checkpoint_every=10_000)
-    with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, {}) as run:
+    with temporary_run() as run:
         model = train_echo(train, run=run, objective=objective, train=settings, data=data)  # type: ignore[arg-type]
     return embed_clips(model, y, ViewSettings().shape((y.shape[1], y.shape[2], y.shape[3])))
 
@@ -178,85 +225,3 @@ def _spreads(curves: EchoSet, seed: int) -> dict[str, float]:
         "by source group": spread_within(rates, curves.groups),
         "by cluster": spread_within(rates, clusters.assign(curves)),
     }
-
-
-def _judged(
-    measured: dict[str, dict[str, list[float]]],
-    variance: dict[str, list[float]],
-    rows: list[dict[str, Any]],
-    notes: list[str],
-    seconds: float,
-) -> list[Claim]:
-    def claim(
-        name: str,
-        metric: str,
-        baseline: str,
-        *,
-        better: str = "CECL soft",
-        margin: float = 0.0,
-        sign: float = 1.0,
-        gate: bool = False,
-    ) -> Claim:
-        scores = {arm: [sign * value for value in values] for arm, values in measured[metric].items()}
-        base = baseline
-        if margin:
-            base = f"{baseline} + {margin:g}"
-            scores[base] = [value + margin for value in scores[baseline]]
-        details = {"per arm and seed": rows} if name.startswith("probe accuracy, soft against SimCLR") else {}
-        return Claim(f"cecl: {name}", f"{better} beats {base}", scores, better, base, gate, details, notes, seconds)
-
-    rungs = {
-        "fixed ladder": [-value for value in measured["rung_fixed"]["CECL soft"]],
-        "predicted clusters": [-value for value in measured["rung_predicted"]["CECL soft"]],
-        "oracle clusters": [-value for value in measured["rung_oracle"]["CECL soft"]],
-    }
-    spreads = {name: [-value for value in values] for name, values in variance.items()}
-    return [
-        claim("probe accuracy, soft against SimCLR", "accuracy", "SimCLR", margin=0.05, gate=True),
-        claim("Spearman of log2 bpp, soft against SimCLR", "spearman", "SimCLR", margin=0.03, gate=True),
-        claim("minus ordinal error, soft against SimCLR", "ordinal", "SimCLR", sign=-1, gate=True),
-        claim("NMI of k-means, soft against SimCLR", "nmi", "SimCLR", gate=True),
-        claim("probe accuracy, soft against SI/TI", "accuracy", "SI/TI", gate=True),
-        claim("Spearman of log2 bpp, soft against SI/TI", "spearman", "SI/TI", gate=True),
-        claim("probe accuracy, soft against semantic", "accuracy", "semantic"),
-        claim("Spearman of log2 bpp, soft against semantic", "spearman", "semantic"),
-        claim("NMI of k-means, soft against SI/TI", "nmi", "SI/TI"),
-        claim("probe accuracy, soft against one trial encode", "accuracy", "one trial encode"),
-        claim(
-            "probe accuracy, soft against echo-preserving views alone", "accuracy", "instance (echo-preserving views)"
-        ),
-        claim("minus rung error of predicted clusters, soft against SimCLR", "rung_predicted", "SimCLR", sign=-1),
-        Claim(
-            "cecl: minus rung error, predicted clusters against the fixed ladder",
-            "predicted beat fixed",
-            rungs,
-            "predicted clusters",
-            "fixed ladder",
-            True,
-            {},
-            notes,
-            seconds,
-        ),
-        Claim(
-            "cecl: minus rung error, oracle against predicted clusters",
-            "oracle beat predicted",
-            rungs,
-            "oracle clusters",
-            "predicted clusters",
-            True,
-            {},
-            notes,
-            seconds,
-        ),
-        Claim(
-            "cecl: minus variance of log2 rate at equal quality",
-            "clusters are tighter than source groups",
-            spreads,
-            "by cluster",
-            "by source group",
-            True,
-            {},
-            notes,
-            seconds,
-        ),
-    ]

@@ -2,10 +2,9 @@
 
 import csv
 import functools
-import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from cl_retrieval.encoders import load_encoder
 from cl_retrieval.hasher import default_encoder
 from cl_retrieval.hashing.baselines import DJSRH, DJSRHLearner, DJSRHSettings, cca_itq, itq, random_projection
-from cl_retrieval.hashing.evaluation import map_both
 from cl_retrieval.hashing.learning import HashModel, Learner, optimise
 from cl_retrieval.pairs.embedding import embed_pairs
 from cl_retrieval.pairs.emoji import openmoji
@@ -25,9 +23,11 @@ from contrastive_core.data import safe_extract
 from contrastive_core.errors import InputError
 from torch import Tensor
 
-from cl_bench.arms import Claim
+from cl_bench.arms import Result, Statement, Table, measure
 
 EPOCHS, HIDDEN = 500, 512
+PAIRS, SIZES = 80, (20, 40, 80, 160)
+CODE, BITS = 32, (16, 32, 64)
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 Trainer = Callable[[Tensor, Tensor, int, int], HashModel]
 """Image features, text features, bits and seed to a model."""
@@ -124,29 +124,10 @@ def baselines(epochs: int, hidden: int) -> dict[str, Trainer]:
     }
 
 
-def score(
-    train: Trainer,
-    features: PairFeatures,
-    rows: np.ndarray,
-    query: np.ndarray,
-    database: np.ndarray,
-    bits: int,
-    seed: int,
-) -> dict[str, float]:
-    """MAP of both directions after training on some rows."""
-    return map_both(fit(train, features, rows, bits, seed), features, query, database)
-
-
 def fit(train: Trainer, features: PairFeatures, rows: np.ndarray, bits: int, seed: int) -> HashModel:
     """A model trained on some rows."""
     fx, fy = (torch.from_numpy(features.of(m)[rows]) for m in ("image", "text"))
     return train(fx, fy, bits, seed)
-
-
-def progress(key: tuple[Any, ...], found: dict[str, list[float]]) -> None:
-    """One line an arm on standard error: a claim takes minutes."""
-    means = ", ".join(f"{name} {statistics.fmean(values):.4f}" for name, values in found.items())
-    print(f"{key[2]}, {key[0]} pairs, {key[1]} bits: {means}", file=sys.stderr, flush=True)
 
 
 def chance(features: PairFeatures, query: np.ndarray, database: np.ndarray) -> float:
@@ -155,38 +136,76 @@ def chance(features: PairFeatures, query: np.ndarray, database: np.ndarray) -> f
     return float((labels[query] @ labels[database].T > 0).mean())
 
 
-def margin_claim(
-    name: str,
+def condition(pairs: int, bits: int) -> str:
+    """What a number of training pairs and a code length are called."""
+    return f"{pairs} pairs, {bits} bits"
+
+
+def sweep(
+    method: str,
+    score: Callable[[Trainer, int, int, int], Result],
+    trainers: Mapping[str, Trainer],
+    swept: Collection[str],
+    seeds: Sequence[int],
+    swept_seeds: Sequence[int],
+) -> Table:
+    """All arms with 80 pairs and 32 bits, and some of them over the other numbers of pairs and code lengths.
+
+    Args:
+        method: Method, as it is called in the progress.
+        score: Result of a trainer, training pairs, bits and seed.
+        trainers: Trainer of each arm.
+        swept: Arms that are measured over all sizes.
+        seeds: Seeds with 80 pairs and 32 bits.
+        swept_seeds: Seeds of the others.
+    """
+    table = Table((), 0.0)
+    for pairs, bits in [
+        (PAIRS, CODE),
+        *((n, CODE) for n in SIZES if n != PAIRS),
+        *((PAIRS, b) for b in BITS if b != CODE),
+    ]:
+        first = (pairs, bits) == (PAIRS, CODE)
+        arms = {name: partial(score, train, pairs, bits) for name, train in trainers.items() if first or name in swept}
+        table += measure(method, arms, seeds if first else swept_seeds, condition=condition(pairs, bits))
+    return table
+
+
+def both_directions(
     statement: str,
-    scores: dict[str, list[float]],
     better: str,
     baseline: str,
     *,
+    group: str = "",
+    pairs: int = PAIRS,
+    bits: int = CODE,
     margin: float = 0.0,
     factor: float = 1.0,
-    gate: bool,
-    notes: Sequence[str],
-    seconds: float,
-    details: dict[str, list[dict[str, Any]]] | None = None,
-    curves: Any = None,
-) -> Claim:
-    """A claim that one arm exceeds another's ``factor`` times its score plus ``margin``."""
-    shown = {arm: scores[arm] for arm in (better, baseline)}
-    against = baseline
-    if margin or factor != 1.0:
-        times = "" if factor == 1.0 else f"{factor:g} × "
-        against = f"{times}{baseline}" + (f" + {margin:g}" if margin else "")
-        shown[against] = [factor * value + margin for value in scores[baseline]]
-    return Claim(name, statement, shown, better, against, gate, details or {}, notes, seconds, curves or {})
+    gate: bool = False,
+) -> list[Statement]:
+    """A statement on the mean average precision from image to text, and the same one from text to image.
 
-
-def summary(table: dict[tuple[Any, ...], dict[str, list[float]]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of means and spreads: one a key, two columns a measure."""
-    rows = []
-    for key, measures in table.items():
-        row: dict[str, Any] = dict(zip(names, key, strict=True))
-        for measure, values in measures.items():
-            row[measure] = statistics.fmean(values)
-            row[f"{measure} ±"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        rows.append(row)
-    return rows
+    Args:
+        statement: What is claimed.
+        better: Arm that should be better.
+        baseline: Arm it is compared with.
+        group: Items it is measured on, the beginning of the metric's name.
+        pairs: Training pairs.
+        bits: Code length.
+        margin: By how much it should be better.
+        factor: Multiple of the baseline that counts.
+        gate: Whether the method stands on it.
+    """
+    return [
+        Statement(
+            f"{group}, {statement}, {text}" if group else f"{statement}, {text}",
+            f"{group} {direction}" if group else direction,
+            better,
+            baseline,
+            margin,
+            factor,
+            gate=gate,
+            condition=condition(pairs, bits),
+        )
+        for direction, text in DIRECTIONS.items()
+    ]

@@ -1,27 +1,38 @@
 """Claims of Mantis."""
 
+import functools
 import os
 import statistics
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from cl_signals.mantis.frozen import Readout, euclidean_1nn, frozen_probes, pretrain_encoder, raw_forest
+from cl_signals.mantis.evaluation import euclidean_1nn, frozen_probes, raw_forest
+from cl_signals.mantis.inference import Readout
 from cl_signals.mantis.model import Mantis, MantisConfig
-from cl_signals.mantis.samples import benchmark_sets
 from cl_signals.mantis.synthetic import generate, preset
-from cl_signals.mantis.system import OptimSettings, ViewSettings
-from contrastive_core.training import RunFolder, TrainSettings
+from cl_signals.mantis.system import PretrainSettings
+from cl_signals.mantis.training import pretrain_encoder
+from cl_signals.series.samples import benchmark_sets
+from contrastive_core.evaluation import ProbeKind
+from contrastive_core.training import TrainSettings
 
-from cl_bench.arms import Claim
+from cl_bench.arms import Arm, Outcome, Result, Statement, compare, measure
 
-_KINDS = ("rf", "1nn", "logreg")
+_TRAINED, _TWO = "cauker", ("rf", "1nn")
+_LABELS = {"rf": "random forest", "1nn": "1-NN", "logreg": "logistic regression"}
+STATEMENTS = [
+    Statement("random forest, pre-trained beats untrained", "rf", _TRAINED, "untrained", gate=True),
+    Statement("1-NN, pre-trained beats untrained", "1nn", _TRAINED, "untrained", gate=True),
+    Statement("logistic regression, pre-trained beats untrained", "logreg", _TRAINED, "untrained"),
+    Statement("random forest, CauKer beats KernelSynth", "rf", _TRAINED, "kernelsynth"),
+    Statement(
+        "random forest, layer 1 combined beats last cls", "rf", "cauker, layer 1, combined", "cauker, last layer, cls"
+    ),
+]
 
 
-def claims(seeds: Sequence[int], data: Path | None, *, series: int = 3000, steps: int = 150) -> list[Claim]:
+def claims(seeds: Sequence[int], data: Path | None, *, series: int = 3000, steps: int = 150) -> list[Outcome]:
     """CauKer pre-training against no training, zero-mean KernelSynth and raw series, on real sets.
 
     Args:
@@ -30,71 +41,65 @@ def claims(seeds: Sequence[int], data: Path | None, *, series: int = 3000, steps
         series: Synthetic series a corpus.
         steps: Training steps of the tiny encoder, batch 128.
     """
-    started, jobs = time.perf_counter(), os.cpu_count() or 1
     sets, skipped = benchmark_sets(data)
-    arms: dict[str, dict[str, list[float]]] = {kind: {} for kind in _KINDS}
-    table: list[dict[str, Any]] = []
+    jobs = os.cpu_count() or 1
+    cauker = functools.lru_cache(maxsize=1)(lambda seed: _pretrained("cauker-3k", series, steps, seed))
 
-    def record(arm: str, model: Mantis, readout: Readout, seed: int, kinds: Sequence[Any]) -> None:
-        results = {
-            name: frozen_probes(model, *parts, readout=readout, kinds=kinds, seed=seed, jobs=jobs)
-            for name, parts in sets.items()
-        }
-        for kind in kinds:
-            arms[kind].setdefault(arm, []).append(statistics.fmean(each[kind].accuracy for each in results.values()))
-        for name, each in results.items():
-            table.append({"set": name, "arm": arm, "seed": seed, **{kind: each[kind].accuracy for kind in kinds}})
+    def frozen(
+        encoder: Callable[[int], Mantis], kinds: Sequence[ProbeKind] = _TWO, readout: Readout = Readout()
+    ) -> Arm:
+        def score(seed: int) -> Result:
+            model = encoder(seed)
+            probes = {
+                name: frozen_probes(model, *parts, readout=readout, kinds=kinds, seed=seed, jobs=jobs)
+                for name, parts in sets.items()
+            }
+            return _mean({name: {kind: each[kind].accuracy for kind in kinds} for name, each in probes.items()})
 
-    for seed in seeds:
-        torch.manual_seed(seed)
-        untrained = Mantis(MantisConfig.preset("tiny"))
-        record("untrained", untrained, Readout(), seed, _KINDS)
-        cauker = _pretrained(untrained, "cauker-3k", series, steps, seed)
-        record("cauker", cauker, Readout(), seed, _KINDS)
-        record("cauker, last layer, cls", cauker, Readout(token="cls"), seed, ("rf", "1nn"))
-        record("cauker, layer 1, combined", cauker, Readout(layer=1), seed, ("rf", "1nn"))
-        record(
-            "kernelsynth", _pretrained(untrained, "kernelsynth", series, steps, seed), Readout(), seed, ("rf", "1nn")
+        return score
+
+    def raw(seed: int) -> Result:
+        return _mean(
+            {
+                name: {"rf": raw_forest(*parts, seed=seed, jobs=jobs), "1nn": euclidean_1nn(*parts)}
+                for name, parts in sets.items()
+            }
         )
-        for kind in _KINDS:
-            if kind == "rf":
-                scores = [raw_forest(*parts, seed=seed, jobs=jobs) for parts in sets.values()]
-                arms[kind].setdefault("raw values", []).append(statistics.fmean(scores))
-            if kind == "1nn":
-                scores = [euclidean_1nn(*parts) for parts in sets.values()]
-                arms[kind].setdefault("raw values", []).append(statistics.fmean(scores))
-    seconds = time.perf_counter() - started
+
+    table = measure(
+        "mantis",
+        {
+            "untrained": frozen(_untrained, tuple(_LABELS)),
+            _TRAINED: frozen(cauker, tuple(_LABELS)),
+            "cauker, last layer, cls": frozen(cauker, readout=Readout(token="cls")),
+            "cauker, layer 1, combined": frozen(cauker, readout=Readout(layer=1)),
+            "kernelsynth": frozen(lambda seed: _pretrained("kernelsynth", series, steps, seed)),
+            "raw values": raw,
+        },
+        seeds,
+    )
     notes = [
         f"mean test accuracy over {len(sets)} sets, official splits; tiny V2 encoder, {series} synthetic series, "
-        f"{steps} steps of 128",
+        f"{steps} steps of 128; {', '.join(f'{name}: {text}' for name, text in _LABELS.items())}",
         *(f"left out: {name} ({why})" for name, why in skipped.items()),
     ]
-
-    def claim(kind: str, statement: str, better: str, baseline: str, *, gate: bool) -> Claim:
-        label = {"rf": "random forest", "1nn": "1-NN", "logreg": "logistic regression"}[kind]
-        scores = arms[kind]
-        details = {"per set": table} if kind == "rf" and gate else {}
-        return Claim(
-            f"mantis: {label}, {statement}", statement, scores, better, baseline, gate, details, notes, seconds
-        )
-
-    return [
-        claim("rf", "pre-trained beats untrained", "cauker", "untrained", gate=True),
-        claim("1nn", "pre-trained beats untrained", "cauker", "untrained", gate=True),
-        claim("logreg", "pre-trained beats untrained", "cauker", "untrained", gate=False),
-        claim("rf", "CauKer beats KernelSynth", "cauker", "kernelsynth", gate=False),
-        claim(
-            "rf", "layer 1 combined beats last cls", "cauker, layer 1, combined", "cauker, last layer, cls", gate=False
-        ),
-    ]
+    return compare("mantis", STATEMENTS, table, notes=notes)
 
 
-def _pretrained(start: Mantis, name: str, series: int, steps: int, seed: int) -> Mantis:
+def _mean(accuracies: dict[str, dict[str, float]]) -> Result:
+    """Mean over sets of every probe's accuracy, and a row a set."""
+    kinds = next(iter(accuracies.values()))
+    means = {kind: statistics.fmean(each[kind] for each in accuracies.values()) for kind in kinds}
+    return Result(means, details=[{"set": name, **each} for name, each in accuracies.items()])
+
+
+def _untrained(seed: int) -> Mantis:
+    torch.manual_seed(seed)
+    return Mantis(MantisConfig.preset("tiny"))
+
+
+def _pretrained(name: str, series: int, steps: int, seed: int) -> Mantis:
+    """The encoder of the same seed, pre-trained on a corpus of that seed."""
     corpus = generate(series, settings=preset(name).settings, seed=seed, workers=os.cpu_count() or 1)
-    model = Mantis(start.config)
-    model.load_state_dict(start.state_dict())
-    settings = TrainSettings(steps=steps, seed=seed, progress=False, checkpoint_every=steps)
-    with tempfile.TemporaryDirectory() as folder, RunFolder.create(folder, {}) as run:
-        return pretrain_encoder(
-            model, corpus, run=run, batch_size=128, optim=OptimSettings(), views=ViewSettings(), train=settings
-        )
+    training = TrainSettings(steps=steps, seed=seed, progress=False)
+    return pretrain_encoder(corpus, PretrainSettings(preset="tiny", batch_size=128, training=training))

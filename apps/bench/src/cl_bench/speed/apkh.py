@@ -2,14 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from cl_retrieval.apkh.commands import new_learner
-from cl_retrieval.apkh.learner import APKHSettings
-from cl_retrieval.apkh.model import APKHConfig
-from cl_retrieval.apkh.prompts import ResidualCentres
-from cl_retrieval.hashing.learning import step_generator
+from cl_retrieval.apkh import ObjectiveSettings, ResidualCentres, Settings
+from cl_retrieval.apkh.training import new_system
 from cl_retrieval.hashing.objective import binarisation, pair_gaussian, pair_neighbourhood
+from cl_retrieval.hashing.system import weighted_sum
+from cl_retrieval.pairs import PairFeatures
 from torch import Tensor
 
 from cl_bench.measures import Speed, race
@@ -22,19 +22,21 @@ def speed(rounds: int) -> list[Speed]:
     Args:
         rounds: Timed rounds.
     """
-    fx, fy = (F.normalize(torch.randn(80, 512, generator=torch.Generator().manual_seed(s)), dim=1) for s in (0, 1))
+    pairs = PairFeatures.from_arrays(*np.random.default_rng(0).normal(size=(2, 80, 512)))
     first = F.normalize(torch.randn(620, 512, generator=torch.Generator().manual_seed(2)), dim=1)
-    settings = APKHSettings(align="none", anchor_weight=0.0)
-    learner = new_learner(fx, fy, ResidualCentres(first), APKHConfig(), settings, seed=0)
+    settings = Settings(objective=ObjectiveSettings(align="none", anchor_weight=0.0))
+    system = new_system(pairs, ResidualCentres(first), settings)
+    fx, fy = system.fx, system.fy
 
     def ours() -> None:
-        learner.zero_grad()
-        torch.autograd.backward(learner.step(fx, fy, epoch=0, generator=step_generator(0, 0)).loss)
+        system.zero_grad()
+        terms = system.terms(fx, fy, epoch=0, generator=torch.Generator().manual_seed(0))
+        torch.autograd.backward(weighted_sum(terms))
 
     def theirs() -> None:
-        learner.zero_grad()
-        model, centres = learner.model, learner.prompts()
-        sampled = pair_neighbourhood(*pair_gaussian(fx, fy), generator=step_generator(0, 0))[0]
+        system.zero_grad()
+        model, centres = system.model, system.prompts()
+        sampled = pair_neighbourhood(*pair_gaussian(fx, fy), generator=torch.Generator().manual_seed(0))[0]
 
         def codes(features: Tensor, modality: Any) -> Tensor:
             kernel = torch.stack([torch.exp(-(f - centres).square().sum(1) / (2 * model.variance)) for f in features])

@@ -1,6 +1,5 @@
 """Speed of the core's losses: forward and backward, against the dense formulas and the libraries people use."""
 
-import ctypes
 import dataclasses
 import time
 from collections.abc import Callable
@@ -112,7 +111,6 @@ def _against_products(pairs: int, width: int, rounds: int) -> Speed:
     def ours() -> None:
         torch.autograd.grad(torch.as_tensor(nt_xent(*views, temperature=_TEMPERATURE)), views)
 
-    _settle()
     return race(
         f"core: nt_xent, {pairs} pairs x {width}",
         ours,
@@ -155,7 +153,6 @@ def _entry(
     remark: str = "",
 ) -> Speed:
     """Race two losses, forward and backward."""
-    _settle()
     entry = race(
         f"core: {name}",
         lambda: torch.autograd.grad(ours(), inputs),
@@ -193,13 +190,6 @@ def _rate(width: int, product: Callable[[Tensor, Tensor], Tensor]) -> float:
 def _rows(count: int, rows: int, width: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(rows, width, generator=generator, requires_grad=True) for _ in range(count)]
-
-
-def _settle() -> None:
-    """Give freed memory back, so that what the next entry allocates is seen."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def _multiplies_bfloat16() -> bool:

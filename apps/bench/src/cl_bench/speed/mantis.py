@@ -1,13 +1,26 @@
 """Speed of Mantis."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
-from cl_signals.mantis.model import Mantis
+import torch.nn.functional as F
+from cl_signals.mantis.model import Token
+from cl_signals.mantis.synthetic.banks import kernel_bank
+from cl_signals.mantis.synthetic.generator import compose, sample
+from cl_signals.mantis.weights import import_state
+from mantis.architecture import MantisV1, MantisV2
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process import kernels as sk
+from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from cl_bench.measures import Speed, race
+
+TOKENS: dict[Token, str] = {"cls": "cls_token", "combined": "combined"}
+"""Our names of tokens, and the peer's."""
 
 
 def speed(rounds: int) -> list[Speed]:
@@ -20,68 +33,49 @@ def speed(rounds: int) -> list[Speed]:
 
 
 def _embedding(rounds: int) -> list[Speed]:
-    from cl_signals.mantis.weights import import_state
-    from mantis.architecture import MantisV1, MantisV2
-
-    entries = []
+    """Both versions and both tokens people use, in float32 and bf16."""
     x = torch.randn(256, 1, 512, generator=torch.Generator().manual_seed(0)).cumsum(-1)
-    for version, peer in (("V1", MantisV1), ("V2", MantisV2)):
-        torch.manual_seed(0)
-        theirs = peer(device="cpu").eval()
-        with_projector = peer(device="cpu", pre_training=True).state_dict()
-        ours, _ = import_state({**with_projector, **theirs.state_dict()})
-        with torch.inference_mode():
-            reference = ours(x)
-            gap = float((reference - theirs(x)).abs().max())
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                half = ours(x).float()
-        similarity = torch.nn.functional.cosine_similarity(half, reference).min()
+    return [
+        entry
+        for version, make in (("V1", MantisV1), ("V2", MantisV2))
+        for token in TOKENS
+        for entry in _token(version, make, token, x, rounds)
+    ]
 
-        def run(model: Callable[[torch.Tensor], object]) -> Callable[[], None]:
-            def task() -> None:
-                with torch.inference_mode():
-                    model(x)
 
-            return task
+def _token(version: str, make: Callable[..., Any], token: Token, x: Tensor, rounds: int) -> list[Speed]:
+    torch.manual_seed(0)
+    peer = make(device="cpu", output_token=TOKENS[token]).eval()
+    # Its file for pre-training has the projector besides, which ours always has.
+    ours, _ = import_state({**make(device="cpu", pre_training=True).state_dict(), **peer.state_dict()})
 
-        def run_half(model: Mantis = ours) -> None:
-            with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-                model(x)
+    @torch.inference_mode()
+    def exact() -> Tensor:
+        return ours(x, token=token)
 
-        size = "256 series of 512 points, CPU"
-        entries.append(
-            race(
-                f"mantis: embedding {version}",
-                run(ours),
-                run(theirs),
-                peer="mantis-tsfm",
-                rounds=rounds,
-                notes=f"{size}; outputs differ by at most {gap:.1e}",
-            )
-        )
-        entries.append(
-            race(
-                f"mantis: embedding {version}, bf16",
-                run_half,
-                run(theirs),
-                peer="mantis-tsfm in float32",
-                rounds=rounds,
-                notes=f"{size}; smallest cosine to float32 {float(similarity):.5f}",
-            )
-        )
-    return entries
+    @torch.inference_mode()
+    def half() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ours(x, token=token).float()
+
+    @torch.inference_mode()
+    def theirs() -> Tensor:
+        return peer(x)
+
+    reference = exact()
+    gap = float((reference - theirs()).abs().max())
+    similarity = float(F.cosine_similarity(half(), reference).min())
+    name, size = f"mantis: embedding {version}, token {token}", f"256 series of 512 points, token {token}, CPU"
+    agreement = f"{size}; outputs differ by at most {gap:.1e}"
+    cosine = f"{size}; smallest cosine to float32 {similarity:.5f}"
+    return [
+        race(name, exact, theirs, peer="mantis-tsfm", rounds=rounds, notes=agreement),
+        race(f"{name}, bf16", half, theirs, peer="mantis-tsfm in float32", rounds=rounds, notes=cosine),
+    ]
 
 
 def _drawing(rounds: int) -> Speed:
     """The same random kernel compositions, drawn one by one on one thread."""
-    from functools import reduce
-
-    from cl_signals.mantis.synthetic.banks import kernel_bank
-    from cl_signals.mantis.synthetic.generator import compose, sample
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process import kernels as sk
-    from threadpoolctl import threadpool_limits
-
     makers: dict[str, Callable[[float], Any]] = {
         "periodic": lambda value: sk.ExpSineSquared(1.0, value / 512),
         "dot": lambda value: sk.DotProduct(value),
@@ -112,7 +106,13 @@ def _drawing(rounds: int) -> Speed:
                 )
                 GaussianProcessRegressor(kernel).sample_y(x, random_state=seed)
 
-    notes = "20 series of 512 points from the same kernel compositions, one thread"
+    notes = "20 series of 512 points from the same kernel compositions"
     return race(
-        "mantis: drawing Gaussian processes", ours, theirs, peer="scikit-learn sample_y", rounds=rounds, notes=notes
+        "mantis: drawing Gaussian processes",
+        ours,
+        theirs,
+        peer="scikit-learn sample_y",
+        rounds=rounds,
+        notes=notes,
+        threads=1,
     )

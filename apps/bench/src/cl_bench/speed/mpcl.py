@@ -101,7 +101,10 @@ def _steps(rounds: int, side: int, width: int = 16, *, recompute: bool = False) 
     def theirs(x6: Tensor, taught: Tensor, scores: Tensor) -> Tensor:
         return _dense_terms(x6, taught, scores, image, other, label, recompute=recompute)
 
-    notes = f"{side}³ patches, 1 + 1, C=2, K=3, d={config.feature_width}, forward and backward; ours clusters 20 000 voxels a class"  # noqa: E501
+    notes = (
+        f"{side}³ patches, 1 + 1, C=2, K=3, d={config.feature_width}, forward and backward; ours clusters 20,000 "
+        "voxels a class"
+    )
     peer = "the published dense algorithm" + (", iterations recomputed in the backward pass" if recompute else "")
     return [
         race(f"mpcl: prototype terms, {side}³", alone(ours), alone(theirs), peer=peer, rounds=rounds, notes=notes),
