@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from cl_retrieval.apkh.attributes import ATTRIBUTES, Bank, label_overlap, read_bank
 from cl_retrieval.apkh.bank import check_lengths, first_centres
-from cl_retrieval.apkh.commands import new_learner
 from cl_retrieval.apkh.explain import shared_attributes, top_attributes
-from cl_retrieval.apkh.learner import APKHSettings
+from cl_retrieval.apkh.inference import APKHEncoder
 from cl_retrieval.apkh.model import APKH, APKHConfig
 from cl_retrieval.apkh.objective import (
     anchor_loss,
@@ -23,11 +22,15 @@ from cl_retrieval.apkh.objective import (
     variance_for_effective_number,
 )
 from cl_retrieval.apkh.prompts import ContextCentres, PromptOptions, ResidualCentres, context_centres, mean_cosine
-from cl_retrieval.hashing.codes import binary_codes
-from cl_retrieval.hashing.learning import optimise, step_generator
+from cl_retrieval.apkh.system import ObjectiveSettings, OptimSettings, Settings
+from cl_retrieval.apkh.training import new_system, train_apkh
+from cl_retrieval.hashing.heads import sign_codes
 from cl_retrieval.hashing.objective import pair_gaussian, symmetric_contrast
+from cl_retrieval.hashing.system import weighted_sum
+from cl_retrieval.hashing.training import fit_pairs
 from cl_retrieval.pairs.features import PairFeatures
 from contrastive_core.errors import ContrastiveWarning, InputError
+from contrastive_core.training import TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:a median .* excites")
 
@@ -98,6 +101,34 @@ def test_divergence_is_zero_only_for_equal_shares_symmetric_and_bounded():
     assert float(js_divergence(a, b)) == pytest.approx(2 * math.log(2))
 
 
+def test_divergence_is_finite_at_exact_zeros_with_its_gradient():
+    """Narrow kernels underflow to zero in single precision; the prompts' gradient stays that of double precision."""
+    f, g = unit(8, 24, dtype=torch.float32), unit(8, 24, seed=1, dtype=torch.float32)
+    t = torch.cat([f[:4], unit(40, 24, seed=2, dtype=torch.float32)])
+
+    def gradient(dtype):
+        centres = t.to(dtype, copy=True).requires_grad_()
+        phi = [attribute_kernel(each.to(dtype), centres, 0.005) for each in (f, g)]
+        loss = js_divergence(*phi)
+        loss.backward()
+        return loss.detach(), centres.grad, min(int((each == 0).sum()) for each in phi)
+
+    loss, grad, zeros = gradient(torch.float32)
+    exact, wanted, none = gradient(torch.float64)
+    assert zeros > 0 == none
+    assert torch.isfinite(grad).all()
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(grad.double(), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_nce_is_the_softmax_of_centred_cosines_both_ways():
+    p, q = (torch.rand(6, 5, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (0, 1))
+    a, b = (F.normalize(each - each.mean(0), dim=1) for each in (p, q))
+    logits, own = a @ b.T / 0.1, torch.arange(6)
+    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    torch.testing.assert_close(kernel_nce(p, q), expected)
+
+
 def test_nce_of_activations_prefers_matching_views():
     p, q = (torch.rand(6, 5, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (0, 1))
     assert kernel_nce(p, p) < kernel_nce(p, q)
@@ -138,51 +169,80 @@ def test_overlap_of_gaussians_agrees_with_draws():
 def pairs():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(24, 12))
-    views = [points + 0.3 * rng.normal(size=points.shape) + 2 * np.eye(12)[side] for side in (0, 1)]
-    return tuple(torch.from_numpy(v / np.linalg.norm(v, axis=1, keepdims=True)).float() for v in views)
+    return PairFeatures.from_arrays(*(points + 0.3 * rng.normal(size=points.shape) + 2 * np.eye(12)[s] for s in (0, 1)))
 
 
 CENTRES = unit(20, 12, seed=5, dtype=torch.float32)
 CONFIG = APKHConfig(bits=16, hidden=32)
 
 
-def learner_of(pairs, mode="residual", config=CONFIG, **settings):
-    return new_learner(
-        *pairs, ResidualCentres(CENTRES, learn=mode == "residual"), config, APKHSettings(**settings), seed=0
-    )
+def settings_of(epochs=3, config=CONFIG, lr=1e-4, lr_prompt=1e-4, variance=0.05, **objective):
+    training = TrainSettings(epochs=epochs, progress=False, accelerator="cpu")
+    prompts, optim = PromptOptions(variance=variance), OptimSettings(lr, lr_prompt)
+    return Settings(prompts, config, ObjectiveSettings(**objective), optim, training=training)
+
+
+def system_of(pairs, mode="residual", **settings):
+    return new_system(pairs, ResidualCentres(CENTRES, learn=mode == "residual"), settings_of(**settings))
+
+
+def fitted(system):
+    fit_pairs(system, batch_size=100, settings=system.settings.training)
+    return system
+
+
+def terms_of(system, fx=None, fy=None):
+    fx, fy = (system.fx, system.fy) if fx is None else (fx, fy)
+    return system.terms(fx, fy, epoch=0, generator=torch.Generator().manual_seed(0))
+
+
+def sides(pairs):
+    return torch.from_numpy(pairs.image), torch.from_numpy(pairs.text)
 
 
 def test_residual_prompts_start_as_frozen_ones_and_frozen_ones_stay(pairs):
-    residual, frozen = learner_of(pairs), learner_of(pairs, mode="frozen")
+    residual, frozen = (system_of(pairs, mode=mode) for mode in ("residual", "frozen"))
     torch.testing.assert_close(residual.prompts(), frozen.prompts())
-    codes = [binary_codes(each.model, pairs[0].numpy(), "image") for each in (residual, frozen)]
-    assert np.array_equal(*codes)
-    for each in (residual, frozen):
-        optimise(each, *pairs, epochs=3, seed=0)
-    assert torch.equal(frozen.model.centres, CENTRES)
-    assert not torch.equal(residual.model.centres, CENTRES)
-    torch.testing.assert_close(residual.model.centres.norm(dim=1), torch.ones(20))
+    signs = [sign_codes(each.model.relaxed(each.fx, "image")) for each in (residual, frozen)]
+    assert torch.equal(*signs)
+    moved, still = (
+        train_apkh(pairs, settings_of(), centres=ResidualCentres(CENTRES, learn=learn)).model.centres
+        for learn in (True, False)
+    )
+    assert torch.equal(still, CENTRES)
+    assert not torch.equal(moved, CENTRES)
+    torch.testing.assert_close(moved.norm(dim=1), torch.ones(20))
 
 
 def test_alignment_reaches_the_prompts_alone(pairs):
-    learner = learner_of(pairs)
-    js_divergence(*(learner.model.kernel(f, learner.prompts()) for f in pairs)).backward()
-    assert learner.prompts.delta.grad.abs().sum() > 0
-    assert all(p.grad is None for p in learner.model.parameters())
+    system = system_of(pairs)
+    js_divergence(*(system.model.kernel(f, system.prompts()) for f in sides(pairs))).backward()
+    assert system.prompts.delta.grad.abs().sum() > 0
+    assert all(p.grad is None for p in system.model.parameters())
+
+
+def test_kernels_that_do_not_sum_to_one_are_aligned_too(pairs):
+    config = APKHConfig(bits=16, hidden=32, normalise_kernel=False)
+    plain, js, nce = (
+        terms_of(system_of(pairs, config=each, align=align))["alignment"].value
+        for each, align in ((CONFIG, "js"), (config, "js"), (config, "nce"))
+    )
+    torch.testing.assert_close(js, plain)  # of the shares, whatever is hashed
+    assert float(nce.detach()) > 0
 
 
 def test_a_shared_head_treats_modalities_alike_once_statistics_agree(pairs):
-    learner = new_learner(pairs[0], pairs[0], ResidualCentres(CENTRES), CONFIG, seed=0)
-    model = learner.model
-    assert torch.equal(model.relaxed(pairs[1], "image"), model.relaxed(pairs[1], "text"))
-    separate = learner_of(pairs, config=APKHConfig(bits=16, hidden=32, shared=False)).model
+    model = system_of(PairFeatures.from_arrays(pairs.image, pairs.image)).model
+    text = torch.from_numpy(pairs.text)
+    assert torch.equal(model.relaxed(text, "image"), model.relaxed(text, "text"))
+    separate = system_of(pairs, config=APKHConfig(bits=16, hidden=32, shared=False)).model
     assert len(separate.heads) == 2
 
 
 def test_standardising_removes_a_shift_of_one_modality_exactly(pairs):
     """A shift of all activations of the texts changes nothing: it goes into their mean."""
     config = APKHConfig(bits=16, hidden=32, inputs="raw")
-    shift = torch.linspace(-1, 1, 12)
+    shift, pairs = torch.linspace(-1, 1, 12), sides(pairs)
     plain, shifted = APKH(CENTRES, config), APKH(CENTRES, config)
     shifted.load_state_dict(plain.state_dict())
     plain.fit_statistics(*pairs)
@@ -196,23 +256,25 @@ def test_standardising_removes_a_shift_of_one_modality_exactly(pairs):
 
 
 def test_identical_views_make_smoothing_the_plain_contrast_of_their_middle(pairs):
-    f = pairs[0]
-    learner = new_learner(f, f, ResidualCentres(CENTRES), CONFIG, seed=0)
-    found = learner.step(f, f, epoch=0, generator=step_generator(0, 0))
+    f = torch.from_numpy(pairs.image)
+    system = system_of(PairFeatures.from_arrays(pairs.image, pairs.image))
     mu, sigma = pair_gaussian(f, f)
     assert float(sigma.max()) == 0
-    h = [learner.model.relaxed(mu, m) for m in ("image", "text")]
+    h = [system.model.relaxed(mu, m) for m in ("image", "text")]
     torch.testing.assert_close(
-        found.terms["contrast"], symmetric_contrast(*h, h[1], h[0], temperature=0.5), rtol=1e-5, atol=1e-6
+        terms_of(system, f, f)["contrast"].value,
+        symmetric_contrast(*h, h[1], h[0], temperature=0.5),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
 def test_every_switch_changes_the_loss(pairs):
-    def loss(config=CONFIG, mode="residual", **settings):
-        learner = learner_of(pairs, mode=mode, config=config, **settings)
-        if learner.prompts.delta is not None:
-            learner.prompts.delta.data += 0.05  # away from the start, where the anchor is zero
-        return float(learner.step(*pairs, epoch=0, generator=step_generator(0, 0)).loss)
+    def loss(**settings):
+        system = system_of(pairs, **settings)
+        if system.prompts.delta is not None:
+            system.prompts.delta.data += 0.05  # away from the start, where the anchor is zero
+        return float(weighted_sum(terms_of(system)).detach())
 
     base = loss()
     switches = [
@@ -243,45 +305,57 @@ def test_every_switch_changes_the_loss(pairs):
 
 
 def test_width_learns_within_its_bounds(pairs):
-    learner = learner_of(pairs, learn_variance=True, lr_prompt=0.5)
-    optimise(learner, *pairs, epochs=6, seed=0)
-    assert 0.004 < float(learner.model.variance) < 1.7
-    assert float(learner.model.variance) != pytest.approx(0.05)
-    still = learner_of(pairs)
-    optimise(still, *pairs, epochs=2, seed=0)
-    assert float(still.model.variance) == pytest.approx(0.05)
+    learnt = fitted(system_of(pairs, learn_variance=True, lr_prompt=0.5, epochs=6)).model.variance
+    assert 0.004 < float(learnt) < 1.7
+    assert float(learnt) != pytest.approx(0.05)
+    assert float(fitted(system_of(pairs, epochs=2)).model.variance) == pytest.approx(0.05)
 
 
-def test_statistics_can_follow_the_prompts(pairs):
-    learner = learner_of(pairs, refresh_statistics=True, lr_prompt=0.05)
-    before = learner.model.mean.clone()
-    optimise(learner, *pairs, epochs=4, seed=0)
-    assert not torch.equal(learner.model.mean, before)
-    fixed = learner_of(pairs, lr_prompt=0.05)
-    start = fixed.model.mean.clone()
-    optimise(fixed, *pairs, epochs=4, seed=0)
-    assert torch.equal(fixed.model.mean, start)
+@pytest.mark.parametrize("follow", [True, False])
+def test_statistics_can_follow_the_prompts(pairs, follow):
+    system = system_of(pairs, refresh_statistics=follow, lr_prompt=0.05, epochs=4)
+    before = system.model.mean.clone()
+    assert torch.equal(fitted(system).model.mean, before) != follow
 
 
 @pytest.mark.filterwarnings("default")
 def test_useless_widths_are_told(pairs):
     with pytest.warns(ContrastiveWarning, match="too wide"):
-        new_learner(*pairs, ResidualCentres(CENTRES), CONFIG, variance=1.0, seed=0)
+        system_of(pairs, variance=1.0)
 
 
-def test_training_repeats_and_learns(pairs):
-    def trained(epochs):
-        learner = learner_of(pairs, lr=1e-3)
-        optimise(learner, *pairs, epochs=epochs, seed=0)
-        hx, hy = (learner.model.relaxed(f, m) for f, m in zip(pairs, ("image", "text"), strict=True))
+def test_the_narrowest_kernels_train(pairs):
+    """Their activations underflow to zero, which once made the gradient of the alignment NaN."""
+    rng = np.random.default_rng(1)
+    wide = PairFeatures.from_arrays(*rng.normal(size=(2, 20, 64)))
+    centres = torch.cat([torch.from_numpy(wide.image[:6]), unit(40, 64, seed=3, dtype=torch.float32)])
+    encoder = train_apkh(wide, settings_of(variance=0.005), centres=ResidualCentres(centres), bank=BANK46)
+    assert (encoder.activations(wide.image) == 0).any()
+    assert torch.isfinite(encoder.model.centres).all()
+
+
+BANK46 = Bank(tuple(f"word {i}" for i in range(46)))
+
+
+def test_an_encoder_learns_repeats_saves_and_loads(pairs, tmp_path):
+    def gap(encoder):
+        hx, hy = (encoder.model.relaxed(f, m) for f, m in zip(sides(pairs), ("image", "text"), strict=True))
         cosines = (hx @ hy.T).detach()
-        return float(cosines.diagonal().mean() - cosines[~torch.eye(24, dtype=bool)].mean()), hx
+        return float(cosines.diagonal().mean() - cosines[~torch.eye(24, dtype=bool)].mean())
 
-    gap, first = trained(100)
-    again, second = trained(100)
-    assert torch.equal(first, second)
-    assert gap == again
-    assert gap > trained(1)[0] + 0.2
+    def trained(epochs):
+        bank = Bank(tuple(f"word {i}" for i in range(20)))
+        return train_apkh(pairs, settings_of(epochs, lr=1e-2), centres=ResidualCentres(CENTRES), bank=bank)
+
+    first, again = trained(25), trained(25)
+    assert gap(first) > gap(trained(1)) + 0.2
+    codes = first.encode(pairs.text, "text")
+    assert np.array_equal(codes, again.encode(pairs.text, "text"))
+    first.save(tmp_path)
+    loaded = APKHEncoder.load(tmp_path)  # needs no text tower
+    assert np.array_equal(codes, loaded.encode(pairs.text, "text"))
+    assert loaded.bank.phrases == first.bank.phrases
+    np.testing.assert_allclose(loaded.activations(pairs.image).sum(1), 1, rtol=1e-5)
 
 
 # --- banks ------------------------------------------------------------------------------------------------------------
@@ -324,7 +398,11 @@ def test_bad_templates_and_tables_are_refused(tmp_path):
     broken.write_text("[1]")
     with pytest.raises(InputError, match="cannot be read"):
         read_bank(broken)
-    with pytest.raises(InputError, match="cannot be read"):
+    for content in ('{"red": 0, "blue": 0}', '{"red": 0, "blue": 1.5}', '{"red": 0, "blue": true}'):
+        broken.write_text(content)
+        with pytest.raises(InputError, match="cannot be read"):
+            read_bank(broken)
+    with pytest.raises(InputError, match="missing"):
         read_bank(tmp_path / "none.txt")
 
 
@@ -363,16 +441,16 @@ def test_context_learns_and_the_tower_does_not(clip):
     prompts = read_bank(None).prompts()[:12]
     centres = context_centres(clip, prompts, context=4)
     assert isinstance(centres, ContextCentres)
-    fx, fy = (unit(8, clip.dim, seed=s, dtype=torch.float32) for s in (0, 1))
+    pairs = PairFeatures.from_arrays(*(unit(8, clip.dim, seed=s, dtype=torch.float32).numpy() for s in (0, 1)))
     before = [p.clone() for p in clip.model.parameters()]
-    learner = new_learner(fx, fy, centres, CONFIG, APKHSettings(lr_prompt=1e-2), seed=0)
-    start, first = centres.context.detach().clone(), learner.model.centres.clone()
-    optimise(learner, fx, fy, epochs=2, seed=0)
+    start, first = centres.context.detach().clone(), centres().detach()
+    settings = settings_of(epochs=2, lr_prompt=1e-2)
+    encoder = train_apkh(pairs, settings, centres=centres, bank=Bank(ATTRIBUTES[:12]))
     assert not torch.equal(centres.context, start)
-    assert not torch.equal(learner.model.centres, first)
+    assert not torch.equal(encoder.model.centres, first)
     assert all(p.grad is None for p in clip.model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, clip.model.parameters(), strict=True))
-    assert not any("token_embedding" in name for name in learner.state_dict())
+    assert not any("token_embedding" in name for name in new_system(pairs, centres, settings).state_dict())
 
 
 def test_context_that_does_not_fit_is_refused(clip):

@@ -8,13 +8,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_retrieval.gnah.commands import new_learner
-from cl_retrieval.gnah.learner import GNAHLearner, GNAHSettings
-from cl_retrieval.gnah.model import GNAH, GNAHConfig
-from cl_retrieval.gnah.objective import binary_anchors, cluster_means, global_weight, prototype_alignment
-from cl_retrieval.hashing.codes import binary_codes
-from cl_retrieval.hashing.learning import optimise, step_generator
+from cl_retrieval.gnah import (
+    GNAH,
+    GNAHConfig,
+    GNAHEncoder,
+    ObjectiveSettings,
+    Settings,
+    binary_anchors,
+    cluster_means,
+    global_weight,
+    prototype_alignment,
+    train_gnah,
+)
+from cl_retrieval.gnah.training import new_system
+from cl_retrieval.hashing.objective import symmetric_contrast
+from cl_retrieval.hashing.system import AdamSettings, weighted_sum
+from cl_retrieval.pairs import PairFeatures
 from contrastive_core.errors import ContrastiveWarning, InputError
+from contrastive_core.training import TrainSettings
 
 
 def unit(*shape, seed=0, dtype=torch.float64):
@@ -68,24 +79,42 @@ def test_weight_starts_at_beta_and_only_falls():
 def pairs():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(24, 12))
-    views = [points + 0.3 * rng.normal(size=points.shape) + np.eye(12)[side] for side in (0, 1)]
-    return tuple(torch.from_numpy(v / np.linalg.norm(v, axis=1, keepdims=True)).float() for v in views)
+    return PairFeatures.from_arrays(*(points + 0.3 * rng.normal(size=points.shape) + np.eye(12)[s] for s in (0, 1)))
 
 
 CONFIG = GNAHConfig(bits=16, hidden=32)
 
 
-def learner_of(pairs, epochs=20, config=CONFIG, **settings):
-    return new_learner(*pairs, config, GNAHSettings(**settings), epochs=epochs, seed=0)
+def settings_of(epochs=20, config=CONFIG, lr=1e-4, seed=0, **objective):
+    training = TrainSettings(epochs=epochs, seed=seed, progress=False, accelerator="cpu")
+    return Settings(config, ObjectiveSettings(**objective), AdamSettings(lr), training=training)
+
+
+def system_of(pairs, **settings):
+    return new_system(pairs, settings_of(**settings))
+
+
+def draws(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sides(pairs):
+    return torch.from_numpy(pairs.image), torch.from_numpy(pairs.text)
+
+
+def codes_of(system):
+    return system.model.relaxed(system.fx, "image"), system.model.relaxed(system.fy, "text")
 
 
 def test_the_step_is_the_weighted_sum_of_its_terms(pairs):
-    learner = learner_of(pairs, beta=0.4, gamma=0.1, binarisation_weight=0.3)
-    found = learner.step(*pairs, epoch=5, generator=step_generator(0, 5))
+    system = system_of(pairs, beta=0.4, gamma=0.1, binarisation_weight=0.3)
+    terms = system.terms(*sides(pairs), epoch=5, generator=draws())
     w = 0.4 * math.exp(-0.5)
-    expected = w * found.terms["alignment"] + (1 - w) * found.terms["contrast"] + 0.3 * found.terms["binarisation"]
-    torch.testing.assert_close(found.loss, expected)
-    assert float(found.terms["alignment_weight"]) == pytest.approx(w)
+    assert {name: term.weight for name, term in terms.items()} == pytest.approx(
+        {"alignment": w, "contrast": 1 - w, "binarisation": 0.3}
+    )
+    expected = w * terms["alignment"].value + (1 - w) * terms["contrast"].value + 0.3 * terms["binarisation"].value
+    torch.testing.assert_close(weighted_sum(terms), expected)
 
 
 @pytest.mark.parametrize(
@@ -100,105 +129,109 @@ def test_the_step_is_the_weighted_sum_of_its_terms(pairs):
         ("projected_anchor", {"alignment", "contrast", "binarisation"}),
     ],
 )
-def test_variants_have_their_terms_and_train(pairs, variant, terms):
-    learner = learner_of(pairs, epochs=2, variant=variant)
-    found = learner.step(*pairs, epoch=0, generator=step_generator(0, 0))
-    assert set(found.terms) - {"alignment_weight"} == terms
-    before = [p.clone() for p in learner.model.parameters()]
-    optimise(learner, *pairs, epochs=2, seed=0)
-    assert all(not torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
+def test_variants_have_their_terms_and_reach_all_weights(pairs, variant, terms):
+    system = system_of(pairs, variant=variant)
+    system.begin_epoch(1, 0.0)
+    given = system.terms(*sides(pairs), epoch=1, generator=draws())
+    assert set(given) == terms
+    weighted_sum(given).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in system.model.parameters())
 
 
 def test_pairwise_takes_the_other_view_as_positive(pairs):
-    from cl_retrieval.hashing.objective import symmetric_contrast
-
-    learner = learner_of(pairs, variant="pairwise")
-    hx, hy = (learner.model.relaxed(f, m) for f, m in zip(pairs, ("image", "text"), strict=True))
-    found = learner.step(*pairs, epoch=0, generator=step_generator(0, 0))
-    torch.testing.assert_close(found.terms["contrast"], symmetric_contrast(hx, hy, hy, hx, temperature=0.5))
+    system = system_of(pairs, variant="pairwise")
+    hx, hy = codes_of(system)
+    terms = system.terms(*sides(pairs), epoch=0, generator=draws())
+    torch.testing.assert_close(terms["contrast"].value, symmetric_contrast(hx, hy, hy, hx, temperature=0.5))
 
 
 def test_anchors_follow_the_codes_of_their_clusters(pairs):
-    learner = learner_of(pairs, k=4)
-    start = learner.state.clone()
-    learner.begin_epoch(0)
-    assert torch.equal(learner.state, start)  # random in the first epoch
-    learner.begin_epoch(1)
-    h = torch.cat([learner.model.relaxed(f, m) for f, m in zip(pairs, ("image", "text"), strict=True)]).detach()
+    system = system_of(pairs, k=4)
+    start = system.state.clone()
+    system.begin_epoch(0, 0.0)
+    assert torch.equal(system.state, start)  # random in the first epoch
+    system.begin_epoch(1, 0.0)
+    h = torch.cat(codes_of(system)).detach()
     for j in range(4):
-        mine = h[learner.labels == j]
-        torch.testing.assert_close(learner.state[j], mine.mean(0) if len(mine) else start[j])
-    projected = learner_of(pairs, k=4, variant="projected_anchor")
-    projected.begin_epoch(1)
+        members = h[system.labels == j]
+        torch.testing.assert_close(system.state[j], members.mean(0) if len(members) else start[j])
+    projected = system_of(pairs, k=4, variant="projected_anchor")
+    projected.begin_epoch(1, 0.0)
     both = sum(projected.model.hash(projected.prototypes, m) for m in ("image", "text"))
     torch.testing.assert_close(projected.state, both.detach())
-    warm = learner_of(pairs, k=4, anchor_warmup=3)
-    held = warm.state.clone()
-    warm.begin_epoch(3)
-    assert torch.equal(warm.state, held)
-    warm.begin_epoch(4)
-    assert not torch.equal(warm.state, held)
+
+
+@pytest.mark.parametrize(("warmup", "kept"), [(0, 1), (1, 1), (3, 3)])
+def test_warm_up_keeps_random_anchors_for_so_many_epochs(pairs, warmup, kept):
+    system = system_of(pairs, k=4, anchor_warmup=warmup)
+    start = system.state.clone()
+    for epoch in range(kept):
+        system.begin_epoch(epoch, 0.0)
+        assert torch.equal(system.state, start)
+    system.begin_epoch(kept, 0.0)
+    assert not torch.equal(system.state, start)
 
 
 def test_hamming_assignment_uses_the_anchors(pairs):
-    learner = learner_of(pairs, k=4, assign_space="hamming")
-    h = torch.cat([learner.model.relaxed(f, m) for f, m in zip(pairs, ("image", "text"), strict=True)]).detach()
-    labels = (h @ learner.anchors.T).argmax(1)
-    expected = cluster_means(h, labels, learner.state)
-    learner.begin_epoch(1)
-    torch.testing.assert_close(learner.state, expected)
+    system = system_of(pairs, k=4, assign_space="hamming")
+    h = torch.cat(codes_of(system)).detach()
+    expected = cluster_means(h, (h @ system.anchors.T).argmax(1), system.state)
+    system.begin_epoch(1, 0.0)
+    torch.testing.assert_close(system.state, expected)
 
 
 def test_collapsed_anchors_are_told(pairs):
-    learner = learner_of(pairs, epochs=10)
-    learner.state.fill_(1.0)
-    learner.labels.fill_(0)
-    for parameter in learner.model.parameters():
+    system = system_of(pairs)
+    system.state.fill_(1.0)
+    system.labels.fill_(0)
+    for parameter in system.model.parameters():
         parameter.data.abs_()
-    learner.begin_epoch(1)  # before a fifth of the epochs nothing is said
+    system.begin_epoch(1, 0.1)  # before a fifth of the run nothing is said
     with pytest.warns(ContrastiveWarning, match="one sign pattern"):
-        learner.begin_epoch(5)
+        system.begin_epoch(5, 0.25)
 
 
-def test_same_seed_same_codes_other_seed_others(pairs):
-    def codes(seed):
-        learner = new_learner(*pairs, CONFIG, GNAHSettings(), epochs=5, seed=seed)
-        optimise(learner, *pairs, epochs=5, seed=seed)
-        return binary_codes(learner.model, pairs[0].numpy(), "image")
+def test_an_encoder_learns_repeats_saves_and_loads(pairs, tmp_path):
+    """Views of a pair get codes that agree more than those of other pairs, the same ones from the same seed."""
 
-    assert np.array_equal(codes(0), codes(0))
-    assert not np.array_equal(codes(0), codes(1))
-
-
-def test_training_brings_views_of_a_pair_together(pairs):
-    def agreement(model):
-        hx, hy = (model.relaxed(f, m) for f, m in zip(pairs, ("image", "text"), strict=True))
+    def gap(encoder):
+        hx, hy = (encoder.model.relaxed(f, m).detach() for f, m in zip(sides(pairs), ("image", "text"), strict=True))
         cosines = hx @ hy.T
-        others = cosines[~torch.eye(len(cosines), dtype=bool)].mean()
-        return float(cosines.diagonal().mean() - others)
+        return float(cosines.diagonal().mean() - cosines[~torch.eye(24, dtype=bool)].mean())
 
-    learner = learner_of(pairs, epochs=150, lr=1e-3)
-    before = agreement(learner.model)
-    optimise(learner, *pairs, epochs=150, seed=0)
-    assert agreement(learner.model) > before + 0.3
+    before = torch.random.get_rng_state()
+    trained, again = (train_gnah(pairs, settings_of(epochs=30, lr=1e-2)) for _ in range(2))
+    other = train_gnah(pairs, settings_of(epochs=1, lr=1e-2, seed=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert gap(trained) > gap(other) + 0.3
+    codes = trained.encode(pairs.image, "image")
+    assert np.array_equal(codes, again.encode(pairs.image, "image"))
+    assert trained.identity == again.identity != other.identity
+    trained.save(tmp_path)
+    loaded = GNAHEncoder.load(tmp_path)
+    assert np.array_equal(codes, loaded.encode(pairs.image, "image"))
+    assert loaded.identity == trained.identity
+    with pytest.raises(InputError, match="unit length"):
+        loaded.encode(2 * pairs.image, "image")
 
 
 def test_centred_models_subtract_the_training_means(pairs):
-    pairs = tuple(F.normalize(f + 2 * torch.eye(12)[side], dim=1) for side, f in enumerate(pairs))  # a wide gap
-    learner = learner_of(pairs, config=dataclasses.replace(CONFIG, centre_modalities=True))
-    model = learner.model
-    torch.testing.assert_close(model.means, torch.stack([pairs[0].mean(0), pairs[1].mean(0)]))
-    prepared = model.prepare(pairs[0], "image")
-    torch.testing.assert_close(prepared, F.normalize(pairs[0] - pairs[0].mean(0), dim=1))
-    assert learner.purity < learner_of(pairs).purity
-    assert isinstance(learner, GNAHLearner)
+    rows = (f + 2 * np.eye(12)[side] for side, f in enumerate((pairs.image, pairs.text)))  # a wide gap
+    pairs = PairFeatures.from_arrays(*rows)
+    system = system_of(pairs, config=dataclasses.replace(CONFIG, centre_modalities=True))
+    fx, fy = sides(pairs)
+    torch.testing.assert_close(system.model.means, torch.stack([fx.mean(0), fy.mean(0)]))
+    torch.testing.assert_close(system.model.prepare(fx, "image"), F.normalize(fx - fx.mean(0), dim=1))
+    assert system.purity < system_of(pairs).purity
 
 
 def test_settings_out_of_range_are_refused():
-    for name, value in {"temperature": 0.0, "beta": 1.5, "gamma": -1.0, "k_max": 1, "lr": 0.0}.items():
+    for name, value in {"temperature": 0.0, "beta": math.nan, "gamma": -1.0, "k_max": 1, "k": 0}.items():
         with pytest.raises(InputError, match="out of range") as caught:
-            GNAHSettings(**{name: value})
+            ObjectiveSettings(**{name: value})
         assert caught.value.where == "--" + name.replace("_", "-")
+    with pytest.raises(InputError, match=r"--optim\.lr"):
+        AdamSettings(lr=math.nan)
 
 
 def test_hash_functions_are_separate():

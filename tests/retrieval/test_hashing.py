@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_retrieval.hashing.baselines import DJSRH, DJSRHLearner, DJSRHSettings, cca_itq, itq, random_projection
-from cl_retrieval.hashing.codes import binary_codes, bit_correlation, bit_statistics, unpack_codes
+from cl_retrieval.hashing.baselines import DJSRHSettings, cca_itq, itq, random_projection, train_djsrh
+from cl_retrieval.hashing.codes import bit_correlation, bit_statistics, unpack_codes
 from cl_retrieval.hashing.evaluation import Conventions, direction_scores, evaluate_split, pair_recall
 from cl_retrieval.hashing.heads import HashFunction, sign_codes
-from cl_retrieval.hashing.learning import optimise, pair_batches
 from cl_retrieval.hashing.objective import (
     binarisation,
     contrast,
@@ -21,9 +20,12 @@ from cl_retrieval.hashing.objective import (
 )
 from cl_retrieval.hashing.prototypes import elbow, kmeans_prototypes, modality_purity
 from cl_retrieval.hashing.split import Split, divide_classes, draw_split
+from cl_retrieval.hashing.system import HashingSystem, Term
+from cl_retrieval.hashing.training import fit_pairs, pair_batches
 from cl_retrieval.pairs.features import PairFeatures
 from contrastive_core.errors import InputError
 from contrastive_core.evaluation import hamming_distances, pack_codes
+from contrastive_core.training import TrainSettings
 from contrastive_core.training.batches import order_of
 
 
@@ -251,13 +253,49 @@ def test_no_batch_holds_a_single_pair(count, size, sizes):
     assert sorted(itertools.chain(*(order.items(i) for i in range(order.per_epoch)))) == list(range(count))
 
 
-def test_standard_split_trains_inside_the_database(pairs):
+class Watched(HashingSystem):
+    """Remembers when epochs begin, the epoch of every batch, and what was drawn for it."""
+
+    def __init__(self, fx):
+        super().__init__(HashFunction(4, 8, hidden=0), fx, fx)
+        self.begun, self.seen, self.drawn = [], [], []
+
+    def begin_epoch(self, epoch, progress):
+        self.begun.append((epoch, self.global_step))
+
+    def terms(self, fx, fy, *, epoch, generator):
+        self.seen.append(epoch)
+        self.drawn.append(float(torch.randn(1, generator=generator)))
+        return {"contrast": Term(0.5, self.model(fx).sum())}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "begun", "seen"),
+    [
+        (1, [(0, 0), (1, 3), (2, 6), (3, 9)], [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]),
+        (3, [(0, 0), (1, 1), (2, 2), (3, 3)], [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]),
+        (2, [(0, 0), (1, 2), (2, 3), (3, 5)], [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3]),
+    ],
+)
+def test_an_epoch_is_a_pass_over_the_pairs_however_many_batches_make_a_step(accumulate, begun, seen):
+    system = Watched(unit(6, 4, dtype=torch.float32))
+    settings = TrainSettings(epochs=4, accumulate=accumulate, progress=False, accelerator="cpu")
+    fit_pairs(system, batch_size=2, settings=settings)
+    assert (system.begun, system.seen) == (begun, seen)
+    assert len(set(system.drawn)) == 12  # micro-batches draw differently
+
+
+def test_standard_split_trains_inside_the_database(pairs, tmp_path):
     split = draw_split(pairs, pairs=12, queries=15, seed=3)
     group = split.groups["standard"]
     assert len(group.queries) == 15
     assert len(group.database) == 45
     assert set(split.train) <= set(group.database)
-    assert Split.from_dict(split.to_dict()) == split
+    split.write(tmp_path)
+    assert Split.read(tmp_path) == split
     assert draw_split(pairs, pairs=12, queries=15, seed=3) == split
     assert draw_split(pairs, pairs=12, queries=15, seed=4) != split
 
@@ -338,13 +376,13 @@ def test_queries_without_relevant_items_count_only_where_asked():
 
 
 class Swapped:
-    """A model whose two sides are exchanged."""
+    """Codes whose two sides are exchanged."""
 
-    def __init__(self, model):
-        self.model, self.dim, self.bits = model, model.dim, model.bits
+    def __init__(self, hashes):
+        self.hashes, self.bits = hashes, hashes.bits
 
-    def relaxed(self, features, modality):
-        return self.model.relaxed(features, "text" if modality == "image" else "image")
+    def encode(self, features, modality):
+        return self.hashes.encode(features, "text" if modality == "image" else "image")
 
 
 def test_swapping_the_modalities_swaps_the_directions(pairs):
@@ -366,7 +404,7 @@ def test_baselines_find_classes_that_random_projections_miss_over_the_gap(pairs)
     x, y = ((f + 2 * np.eye(16, dtype=np.float32)[side]) / 3 for side, f in enumerate((pairs.image, pairs.text)))
 
     def score(model):
-        image, text = binary_codes(model, x, "image"), binary_codes(model, y, "text")
+        image, text = model.encode(x, "image"), model.encode(y, "text")
         return direction_scores(image, labels, text, labels, bits=16)["map_expected"]
 
     raw = score(random_projection(x, y, 16, centre=False, seed=0))
@@ -374,7 +412,7 @@ def test_baselines_find_classes_that_random_projections_miss_over_the_gap(pairs)
         assert model.bits == 16
         assert score(model) > raw + 0.1
     few = cca_itq(x[:6], y[:6], 32, seed=0)  # fewer pairs than bits
-    assert binary_codes(few, x, "image").shape == (60, 4)
+    assert few.encode(x, "image").shape == (60, 4)
 
 
 def test_cca_finds_directions_scipy_style_and_itq_rotates_only(pairs):
@@ -384,23 +422,19 @@ def test_cca_finds_directions_scipy_style_and_itq_rotates_only(pairs):
     x = np.concatenate([shared, rng.normal(size=(500, 2))], axis=1).astype(np.float32)
     y = (np.concatenate([shared, rng.normal(size=(500, 2))], axis=1) @ rng.normal(size=(4, 4))).astype(np.float32)
     model = cca_itq(x, y, 2, seed=0, ridge=1e-9, rounds=0)
-    a, b = ((f - f.mean(0)) @ w.numpy() for f, w in ((x, model.weights[0]), (y, model.weights[1])))
+    a, b = ((f - f.mean(0)) @ w for f, w in ((x, model.weights[0]), (y, model.weights[1])))
     assert np.corrcoef(a[:, 0], b[:, 0])[0, 1] > 0.98
-    weights = itq(x, y, 3, seed=0).weights[0].numpy().astype(np.float64)
+    weights = itq(x, y, 3, seed=0).weights[0].astype(np.float64)
     np.testing.assert_allclose(weights.T @ weights, np.eye(3), atol=1e-5)
 
 
 def test_djsrh_learns_and_repeats(pairs):
-    fx, fy = torch.from_numpy(pairs.image), torch.from_numpy(pairs.text)
-
     def trained(epochs):
-        torch.manual_seed(0)
-        learner = DJSRHLearner(DJSRH(16, 16, hidden=32), DJSRHSettings(lr=1e-3))
-        optimise(learner, fx, fy, epochs=epochs, seed=0)
-        return learner.model
+        training = TrainSettings(epochs=epochs, progress=False, accelerator="cpu")
+        return train_djsrh(pairs, 16, DJSRHSettings(hidden=32, lr=3e-3), training=training)
 
-    model, again, fresh = trained(60), trained(60), trained(1)
-    assert np.array_equal(binary_codes(model, pairs.image, "image"), binary_codes(again, pairs.image, "image"))
+    model, again, fresh = trained(25), trained(25), trained(1)
+    assert np.array_equal(model.encode(pairs.image, "image"), again.encode(pairs.image, "image"))
     split = draw_split(pairs, queries=15)
     first, last = (evaluate_split(each, pairs, split, where="x")["groups"]["standard"] for each in (fresh, model))
     assert last["i2t"]["map"] > first["i2t"]["map"] + 0.1

@@ -1,11 +1,11 @@
 """Banks of attributes: what can be seen in a picture, one phrase each."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from contrastive_core.errors import InputError
+from contrastive_core.files import read_json, read_lines, reading
 
 WORDS = tuple(
     """
@@ -79,7 +79,7 @@ def read_bank(path: Path | None, template: str = TEMPLATE) -> Bank:
             )
         seen[key] = number
     if len(lines) < 2:
-        raise InputError("a bank holds at least two attributes", where=path, why=f"found {len(lines)}")
+        raise InputError("a bank holds at least two attributes", where=path, why=f"there are {len(lines)}")
     return Bank(tuple(phrase for _, phrase in lines), template, str(path))
 
 
@@ -92,35 +92,18 @@ def label_overlap(bank: Bank, classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError("the attributes cannot be read", where=path, why=error.strerror) from error
-    found = []
-    for number, line in enumerate(raw.splitlines(), 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                "an attribute is not UTF-8",
-                where=f"{path}, line {number}",
-                why=str(error),
-                remedy="save the file as UTF-8",
-            ) from error
-        if text.lstrip().startswith("#"):
-            continue
-        found.append((number, " ".join(text.split())))
-    while found and not found[-1][1]:  # blank lines at the end of a file are no attributes
-        found.pop()
-    return found
+    numbered = [(number, " ".join(line.split())) for number, line in enumerate(read_lines(path), 1)]
+    while numbered and not numbered[-1][1]:  # blank lines at the end of a file are no attributes
+        numbered.pop()
+    return [(number, phrase) for number, phrase in numbered if not phrase.startswith("#")]
 
 
 def _json_phrases(path: Path) -> list[tuple[int, str]]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
+    with reading(path, "the attributes cannot be read", "give an object of phrases to whole numbers, all different"):
         if not isinstance(values, dict):
             raise ValueError("a mapping of phrases to numbers is expected")
-        ordered = sorted(values, key=lambda phrase: int(values[phrase]))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError("the attributes cannot be read", where=path, why=str(error)) from error
+        if not all(type(number) is int for number in values.values()) or len(set(values.values())) != len(values):
+            raise ValueError("its numbers are not whole, or one stands twice")
+    ordered = sorted(values, key=values.__getitem__)
     return [(number, " ".join(phrase.split())) for number, phrase in enumerate(ordered, 1)]

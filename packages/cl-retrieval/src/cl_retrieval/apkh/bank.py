@@ -1,12 +1,12 @@
 """From a bank of attributes to kernel centres, and what can be wrong with a bank."""
 
-import json as json_format
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from contrastive_core.devices import pick_device
 from contrastive_core.errors import ContrastiveWarning, InputError
 from jaxtyping import Float
 from torch import nn
@@ -15,8 +15,9 @@ from cl_retrieval.apkh.attributes import Bank, label_overlap
 from cl_retrieval.apkh.objective import attribute_kernel, effective_number, variance_for_effective_number
 from cl_retrieval.apkh.prompts import PromptOptions, ResidualCentres, context_centres, mean_cosine
 from cl_retrieval.encoders import load_encoder
-from cl_retrieval.hasher import default_encoder, training_features
-from cl_retrieval.pairs.features import PRECOMPUTED, PairFeatures, check_width, read_arrays
+from cl_retrieval.hashing.data import FeatureOptions, default_encoder, training_features
+from cl_retrieval.pairs.arrays import read_arrays
+from cl_retrieval.pairs.features import PairFeatures, check_width, unit_rows
 
 
 def first_centres(bank: Bank, features: PairFeatures, options: PromptOptions, *, device: str) -> nn.Module:
@@ -44,9 +45,9 @@ def first_centres(bank: Bank, features: PairFeatures, options: PromptOptions, *,
             where="--encoder",
             remedy="name the encoder the features were made with, or give --attribute-features",
         )
-    encoder = load_encoder(features.source, device=device)
+    encoder = load_encoder(features.source, device=pick_device(device))
     check_width(features.image, encoder.dim, features.source)
-    if not features.fingerprint.startswith(PRECOMPUTED) and encoder.fingerprint != features.fingerprint:
+    if features.origin.known and encoder.fingerprint != features.fingerprint:
         raise InputError(
             "the encoder is another one than that of the features",
             where=features.source,
@@ -101,45 +102,49 @@ def report_overlap(bank: Bank, features: PairFeatures, *, strict: bool) -> tuple
 
 
 def check_bank(
-    bank: Bank,
-    data: Path | None,
-    *,
-    variance: float | Literal["auto"],
-    encoder: str | None,
-    device: str,
-    normalise: bool,
-    json: bool,
-) -> None:
-    """Print what is to be known of a bank; see the command."""
-    found: dict[str, Any] = {"attributes": len(bank.phrases), "source": bank.source}
+    bank: Bank, data: Path | None, *, variance: float | Literal["auto"], options: FeatureOptions
+) -> dict[str, Any]:
+    """What is to be known of a bank: its size, names of classes among it, lengths, and what an image excites.
+
+    Args:
+        bank: The bank.
+        data: Pairs or features whose labels must not be attributes, and whose images excite them.
+        variance: Width of the kernels.
+        options: Encoder; that of the data by default.
+    """
+    checked: dict[str, Any] = {"attributes": len(bank.phrases), "source": bank.source}
+    source, features = options.encoder, None
     if data is not None:
-        features = training_features(data, encoder=encoder, normalise=normalise, device=device)
-        found["names_of_classes"] = list(label_overlap(bank, features.classes))
-        encoder = encoder or features.source or default_encoder(data, None)
-    if encoder is not None:
-        loaded = load_encoder(encoder, device=device)
-        lengths = check_lengths(bank, loaded)
-        if lengths:
-            found["longest_prompt_tokens"] = max(lengths)
-        centres = torch.from_numpy(loaded.encode_texts(bank.prompts()))
-        found["mean_cosine"] = mean_cosine(centres)
-        if data is not None:
-            check_width(features.image, loaded.dim, data)
-            image = torch.from_numpy(features.image[:1000])
-            width = variance_for_effective_number(image, centres) if variance == "auto" else variance
-            number = float(effective_number(attribute_kernel(image, centres, width)).median())
-            found |= {"variance": width, "effective_number": number}
-            if not 0.02 * len(centres) <= number <= 0.9 * len(centres):
-                warnings.warn(
-                    f"a median image excites {number:.1f} of {len(centres)} attributes; try --variance auto",
-                    ContrastiveWarning,
-                    stacklevel=2,
-                )
-    if json:
-        print(json_format.dumps(found, indent=2))
-    else:
-        for name, value in found.items():
-            print(f"{name:<24}{value}")
+        features = training_features(data, options)
+        checked["names_of_classes"] = list(label_overlap(bank, features.classes))
+        source = source or features.source or default_encoder(data, None)
+    if source is None:
+        return checked
+    encoder = options.load(source)
+    lengths = check_lengths(bank, encoder)
+    if lengths:
+        checked["longest_prompt_tokens"] = max(lengths)
+    centres = torch.from_numpy(encoder.encode_texts(bank.prompts()))
+    checked["mean_cosine"] = mean_cosine(centres)
+    if features is not None:
+        check_width(features.image, encoder.dim, data)
+        checked |= _excitation(torch.from_numpy(features.image[:1000]), centres, variance)
+    return checked
+
+
+def _excitation(
+    image: Float[torch.Tensor, "n d"], centres: Float[torch.Tensor, "m d"], variance: float | Literal["auto"]
+) -> dict[str, float]:
+    """Width of the kernels, and how many attributes a median image excites."""
+    width = variance_for_effective_number(image, centres) if variance == "auto" else variance
+    number = float(effective_number(attribute_kernel(image, centres, width)).median())
+    if not 0.02 * len(centres) <= number <= 0.9 * len(centres):
+        warnings.warn(
+            f"a median image excites {number:.1f} of {len(centres)} attributes; try --variance auto",
+            ContrastiveWarning,
+            stacklevel=3,
+        )
+    return {"variance": width, "effective_number": number}
 
 
 def _attribute_rows(path: Path, bank: Bank, dim: int) -> Float[np.ndarray, "m d"]:
@@ -153,7 +158,6 @@ def _attribute_rows(path: Path, bank: Bank, dim: int) -> Float[np.ndarray, "m d"
             remedy="give a .npy with one finite row a phrase",
         )
     check_width(rows, dim, path)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if (norms == 0).any():
-        raise InputError("features of an attribute are zero", where=path, why=f"row {int(np.argmin(norms))}")
-    return (rows / norms).astype(np.float32)
+    unit_rows(rows, "attribute", path)
+    wide = rows.astype(np.float64)
+    return (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)

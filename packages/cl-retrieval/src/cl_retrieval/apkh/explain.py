@@ -1,18 +1,15 @@
 """Why an item has its code: the attributes it excites, and those that two items share."""
 
 import itertools
-import json as json_format
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from contrastive_core.errors import InputError
+from contrastive_core.errors import require
 from jaxtyping import Float
 
-from cl_retrieval.apkh.model import APKH
-from cl_retrieval.hasher import Hasher, query_features
+from cl_retrieval.apkh.inference import APKHEncoder
+from cl_retrieval.hashing.data import Query
 
 
 def top_attributes(phi: Float[np.ndarray, " m"], phrases: Sequence[str], k: int) -> list[tuple[str, float]]:
@@ -28,38 +25,28 @@ def shared_attributes(
     return top_attributes(np.minimum(first, second), phrases, k)
 
 
-def explain_items(
-    hasher: Hasher,
-    *,
-    text: Sequence[str],
-    image: Sequence[Path],
-    k: int,
-    encoder: str | None,
-    device: str,
-    json: bool,
-) -> None:
-    """Print the attributes of texts and images, and of each two of them; see the command."""
-    if k < 1:
-        raise InputError("the option is at least 1", where="-k", why=f"got {k}")
-    model = hasher.model
-    assert isinstance(model, APKH)
-    phrases = [str(each) for each in hasher.description["attributes"]]
-    rows = query_features(hasher, text=text, image=image, encoder=encoder, device=device)
-    with torch.no_grad():
-        phi = {name: model.kernel(torch.from_numpy(row))[0].numpy() for name, _, row in rows}
-    found: dict[str, Any] = {
+def explain_items(encoder: APKHEncoder, items: Sequence[Query], k: int) -> dict[str, Any]:
+    """The attributes of items, and of each two of them.
+
+    Returns:
+        ``items``: name to attributes with their activations; ``shared``: two names and the attributes of both.
+
+    Raises:
+        InputError: ``k`` is not positive.
+    """
+    require(k >= 1, "-k", k, "at least 1")
+    phi = {name: encoder.activations(row)[0] for name, _, row in items}
+    phrases = encoder.bank.phrases
+    return {
         "items": {name: top_attributes(values, phrases, k) for name, values in phi.items()},
         "shared": [
             {"items": [a, b], "attributes": shared_attributes(phi[a], phi[b], phrases, k)}
             for a, b in itertools.combinations(phi, 2)
         ],
     }
-    if json:
-        print(json_format.dumps(found, indent=2, ensure_ascii=False))
-        return
-    for name, top in found["items"].items():
-        print(f"{name}: {', '.join(f'{phrase} {value:.3f}' for phrase, value in top)}")
-    for each in found["shared"]:
-        print(
-            f"{' + '.join(each['items'])}: {', '.join(f'{phrase} {value:.3f}' for phrase, value in each['attributes'])}"
-        )
+
+
+def explanation_lines(explanation: Mapping[str, Any]) -> list[str]:
+    """An explanation as lines of text."""
+    named = [*explanation["items"].items(), *((" + ".join(e["items"]), e["attributes"]) for e in explanation["shared"])]
+    return [f"{name}: {', '.join(f'{phrase} {value:.3f}' for phrase, value in top)}" for name, top in named]

@@ -1,18 +1,15 @@
 """Attribute kernels, their statistics, and the hash head behind them."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from contrastive_core.index.interface import Modality
-from contrastive_core.training.run_folder import RunFolder
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cl_retrieval.apkh.objective import attribute_kernel
 from cl_retrieval.hashing.heads import HashFunction
-
-KIND = "apkh"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,16 +112,3 @@ class APKH(nn.Module):
     def relaxed(self, features: Float[Tensor, "n d"], modality: Modality) -> Float[Tensor, "n bits"]:
         """Relaxed codes of unit features."""
         return self.hash(features, self.kernel(features), modality)
-
-
-def save_model(model: APKH, run: RunFolder, extra: dict[str, Any]) -> None:
-    """Write weights, centres, statistics and description; ``extra`` names encoder and attributes."""
-    description = {"kind": KIND, "dim": model.dim, "attributes_count": len(model.centres)}
-    run.save_model(model.state_dict(), {**description, "config": dataclasses.asdict(model.config), **extra})
-
-
-def restore(state: dict[str, Any], description: dict[str, Any]) -> APKH:
-    """The model of weights and description, as :func:`save_model` wrote them."""
-    model = APKH(state["centres"], APKHConfig(**description["config"]))
-    model.load_state_dict(state)
-    return model.eval()

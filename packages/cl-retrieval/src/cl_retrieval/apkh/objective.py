@@ -8,7 +8,8 @@ piece switchable.
 import math
 
 import torch
-import torch.nn.functional as F
+from contrastive_core.losses import info_nce
+from contrastive_core.losses.rows import local_sizes, reduce, total
 from jaxtyping import Float
 from torch import Tensor
 
@@ -45,29 +46,37 @@ def attribute_kernel(
     return log_kernel.softmax(1) if normalise else log_kernel.exp()
 
 
-def js_divergence(p: Float[Tensor, "b m"], q: Float[Tensor, "b m"]) -> Float[Tensor, ""]:
-    """``KL(p || m) + KL(q || m)`` with ``m = (p + q) / 2``, mean over rows: 0 to ``2 ln 2``; zeros are fine.
+def js_divergence(p: Float[Tensor, "b m"], q: Float[Tensor, "b m"], *, gather: bool = False) -> Float[Tensor, ""]:
+    """``KL(p || m) + KL(q || m)`` with ``m = (p + q) / 2``, mean over rows: 0 to ``2 ln 2``.
+
+    Value and gradient are finite at exact zeros, as narrow kernels have them: the slope there, which is infinite, is
+    taken at the smallest positive number.
 
     Args:
         p: Rows that sum to one.
         q: Rows that sum to one.
+        gather: Weigh this process's rows by their share of all.
     """
-    middle = (p + q) / 2
-    return ((torch.xlogy(p, p) + torch.xlogy(q, q)).sum(1) - 2 * torch.xlogy(middle, middle).sum(1)).mean()
+    smallest = torch.finfo(p.dtype).tiny
+    log_middle = ((p + q) / 2).clamp_min(smallest).log()
+    of_p, of_q = ((each * (each.clamp_min(smallest).log() - log_middle)).sum(1) for each in (p, q))
+    return reduce(of_p + of_q, "mean", local_sizes(p, gather))
 
 
-def kernel_nce(p: Float[Tensor, "b m"], q: Float[Tensor, "b m"], *, temperature: float = 0.1) -> Float[Tensor, ""]:
-    """Symmetric InfoNCE of centred, normalised activations: the other way to align the two views of a pair.
+def kernel_nce(
+    p: Float[Tensor, "b m"], q: Float[Tensor, "b m"], *, temperature: float = 0.1, gather: bool = False
+) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE of centred activations: the other way to align the two views of a pair.
 
     Args:
         p: Activations of the images.
         q: Activations of the texts.
         temperature: Temperature.
+        gather: Centre by, and contrast with, the rows of all processes.
     """
-    a, b = (F.normalize(each - each.mean(0), dim=1, eps=1e-12) for each in (p, q))
-    logits = a @ b.T / temperature
-    target = torch.arange(len(a), device=a.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    count = sum(local_sizes(p, gather))
+    a, b = (each - total(each.sum(0), gather) / count for each in (p, q))
+    return info_nce(a, b, temperature=temperature, symmetric=True, gather=gather)
 
 
 def anchor_loss(centres: Float[Tensor, "m d"], first: Float[Tensor, "m d"]) -> Float[Tensor, ""]:

@@ -92,11 +92,11 @@ def _unit(features: torch.Tensor) -> Float[np.ndarray, "n d"]:
 
 
 def _digest(model: Any, preprocess: Any, tokenizer: Any, dtype: str) -> str:
-    found = hashlib.sha256(f"{preprocess!r}{type(tokenizer).__name__}{dtype}".encode())
+    digest = hashlib.sha256(f"{preprocess!r}{type(tokenizer).__name__}{dtype}".encode())
     for name, value in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _unloadable(name: str, error: Exception, *, local: bool) -> InputError:

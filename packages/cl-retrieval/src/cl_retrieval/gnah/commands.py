@@ -1,127 +1,78 @@
-"""The verbs of ``cl-retrieval gnah``; the same functions are the Python interface."""
+"""The verbs of ``cl-retrieval gnah``."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
+from contrastive_core.cli import Flat, options_of
+from contrastive_core.files import refuse_filled, write_json
+from contrastive_core.tables import print_rows
 from contrastive_core.training import RunFolder
-from cyclopts import Parameter
-from jaxtyping import Float
-from torch import Tensor
 
-from cl_retrieval import tasks
-from cl_retrieval.gnah.learner import GNAHLearner, GNAHSettings
-from cl_retrieval.gnah.model import GNAH, GNAHConfig, save_model
-from cl_retrieval.hasher import training_features
-from cl_retrieval.hashing.learning import optimise
-from cl_retrieval.hashing.settings import PairTraining
-from cl_retrieval.hashing.split import places
-from cl_retrieval.hashing.system import train_learner
-from cl_retrieval.tasks import DataOptions, SplitOptions
+from cl_retrieval.gnah.inference import GNAHEncoder
+from cl_retrieval.gnah.system import Settings
+from cl_retrieval.gnah.training import train_gnah
+from cl_retrieval.hashing.commands import HashCommands, Source
+from cl_retrieval.hashing.data import FeatureOptions, training_features
+from cl_retrieval.hashing.evaluation import evaluate_if_labelled
+from cl_retrieval.hashing.report import training_report
+from cl_retrieval.hashing.split import SplitOptions
+from cl_retrieval.hashing.training import tune as tune_pairs
+from cl_retrieval.pairs.features import PairFeatures
 
-Flat = Parameter(name="*")
+_verbs = HashCommands(GNAHEncoder)
+embed, evaluate, search = _verbs.embed, _verbs.evaluate, _verbs.search
+index_build, index_add = _verbs.index_build, _verbs.index_add
 
 
-def train_model(
+def train(
     data: Path,
     out: Path,
     *,
-    source: DataOptions = DataOptions(),
-    split: SplitOptions = SplitOptions(),
-    model: Annotated[GNAHConfig, Flat] = GNAHConfig(),
-    objective: Annotated[GNAHSettings, Flat] = GNAHSettings(),
-    batch_size: int = 100,
-    train: Annotated[PairTraining, Flat] = PairTraining(),
+    source: Source = FeatureOptions(),
+    split: Annotated[SplitOptions, Flat] = SplitOptions(),
+    settings: Annotated[Settings, Flat] = Settings(),
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Learn hash functions of images and texts from a few pairs; labels are for the evaluation alone.
 
     Args:
-        data: Feature file (.npz, .npy, .mat, .h5), or pairs as for encode-features.
+        data: Feature file (.npz, .npy, .mat, .h5), or pairs as for prepare.
         out: Run folder.
         source: Encoder.
         split: Training pairs and queries.
-        model: Hash functions.
-        objective: Objective and learning rate.
-        batch_size: Pairs a step; the others of a batch are a pair's negatives.
-        train: Length of the run and hardware.
+        settings: Hash functions, objective, length.
         resume: Continue an interrupted run.
         overwrite: Replace an old run.
     """
-    features = training_features(data, encoder=source.encoder, normalise=source.normalise, device=source.device)
-    division = tasks.split_of(features, split)
-    rows = places(features, division.train, data)
-    fx, fy = torch.from_numpy(features.image[rows]), torch.from_numpy(features.text[rows])
-    config: dict[str, Any] = {
-        "command": "gnah train",
-        "data": str(data),
-        **dataclasses.asdict(source),
-        **dataclasses.asdict(split),
-        **dataclasses.asdict(model),
-        **dataclasses.asdict(objective),
-        "batch_size": batch_size,
-        **dataclasses.asdict(train),
-    }
-    with RunFolder.create(out, config, overwrite=overwrite, resume=resume) as run:
-        learner = new_learner(fx, fy, model, objective, epochs=train.epochs, seed=train.seed)
-        train_learner(learner, fx, fy, run=run, batch_size=batch_size, settings=train)
-        origin = {
-            "encoder": features.encoder,
-            "encoder_fingerprint": features.fingerprint,
-            "encoder_source": features.source,
-        }
-        save_model(learner.model, run, origin)
-        facts = {
-            "prototypes": len(learner.prototypes),
-            "purity of prototypes by modality": f"{learner.purity:.2f}",
-            "distinct anchors": learner.distinct_anchors(),
-            "variant": objective.variant,
-        }
-        tasks.finish_training(run, learner.model, features, division, method="GNAH", facts=facts, where=data)
-    print(f"model in {out}, report in {out / 'report.html'}")
-
-
-def new_learner(
-    fx: Float[Tensor, "n d"],
-    fy: Float[Tensor, "n d"],
-    model: GNAHConfig = GNAHConfig(),
-    objective: GNAHSettings = GNAHSettings(),
-    *,
-    epochs: int = 500,
-    seed: int = 42,
-) -> GNAHLearner:
-    """A learner with fresh hash functions, for :func:`cl_retrieval.hashing.learning.optimise` or :func:`train_learner`.
-
-    Args:
-        fx: Unit features of the training images.
-        fy: Unit features of their texts.
-        model: Hash functions.
-        objective: Objective.
-        epochs: Length of the training.
-        seed: Seed of weights, prototypes and anchors.
-    """
-    torch.manual_seed(seed)
-    return GNAHLearner(GNAH(fx.shape[1], model), fx, fy, objective, epochs=epochs, seed=seed)
+    with RunFolder.create(out, options_of(train, locals()), resume=resume, overwrite=overwrite) as run:
+        features = training_features(data, source)
+        division = split.draw(features)
+        hashes = train_gnah(division.training(features, data), settings, run)
+        hashes.save(run)
+        division.write(run)
+        results = evaluate_if_labelled(hashes, features, division, where=data)
+        run.write_results(results)
+        training_report(run, hashes, features, division, results, where=data).write(run.report)
+    print(f"model in {out}, report in {run.report}")
 
 
 def tune(
     data: Path,
     *,
-    source: DataOptions = DataOptions(),
-    split: SplitOptions = SplitOptions(),
-    model: Annotated[GNAHConfig, Flat] = GNAHConfig(),
+    source: Source = FeatureOptions(),
+    split: Annotated[SplitOptions, Flat] = SplitOptions(),
+    settings: Annotated[Settings, Flat] = Settings(),
     betas: tuple[float, ...] = (0.25, 0.5),
     gammas: tuple[float, ...] = (0.01, 0.03),
     temperatures: tuple[float, ...] = (0.2, 0.5),
     binarisation_weights: tuple[float, ...] = (0.1,),
     ks: tuple[int, ...] = (),
-    epochs: int = 500,
-    batch_size: int = 100,
-    seed: int = 42,
     out: Path | None = None,
     json: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Rank settings by how well held-out pairs find each other; needs no labels.
 
@@ -129,35 +80,28 @@ def tune(
         data: Pairs or features.
         source: Encoder.
         split: Training pairs, a fifth of which is held out.
-        model: Hash functions.
+        settings: What all have in common.
         betas: First weights of the prototype alignment; like the others, given once a value.
         gammas: Its decays.
         temperatures: Temperatures.
         binarisation_weights: Weights of the binarisation.
         ks: Numbers of prototypes; the elbow's without.
-        epochs: Passes over the pairs.
-        batch_size: Pairs a step.
-        seed: Seed of weights and order.
         out: Folder for tune.json.
         json: Print JSON instead of a table.
+        overwrite: Replace old results in that folder.
     """
-    features = training_features(data, encoder=source.encoder, normalise=source.normalise, device=source.device)
-    grid: dict[str, tuple[float | int, ...]] = {
-        "beta": betas,
-        "gamma": gammas,
-        "temperature": temperatures,
-        "binarisation_weight": binarisation_weights,
-    }
-    if ks:
-        grid["k"] = ks
+    refuse_filled(out, overwrite)
+    grid = {"beta": betas, "gamma": gammas, "temperature": temperatures, "binarisation_weight": binarisation_weights}
+    features = training_features(data, source)
 
-    def trained(setting: dict[str, Any], image: Any, text: Any) -> GNAH:
-        fx, fy = torch.from_numpy(image), torch.from_numpy(text)
-        learner = new_learner(fx, fy, model, GNAHSettings(**setting), epochs=epochs, seed=seed)
-        optimise(learner, fx, fy, epochs=epochs, batch_size=batch_size, seed=seed)
-        return learner.model
+    def trained(setting: Mapping[str, Any], pairs: PairFeatures) -> GNAHEncoder:
+        objective = dataclasses.replace(settings.objective, **setting)
+        return train_gnah(pairs, dataclasses.replace(settings, objective=objective))
 
-    tasks.tune(features, tasks.split_of(features, split), grid, trained, out=out, json=json, where=data)
+    outcome = tune_pairs(features, split.draw(features), grid | ({"k": ks} if ks else {}), trained, where=data)
+    if out is not None:
+        write_json(out / "tune.json", outcome)
+    print_rows(outcome["results"], json=json)
 
 
 def info() -> None:

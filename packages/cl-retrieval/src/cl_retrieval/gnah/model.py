@@ -1,18 +1,14 @@
 """The pair of hash functions, one a modality."""
 
 import dataclasses
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from contrastive_core.index.interface import Modality
-from contrastive_core.training.run_folder import RunFolder
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cl_retrieval.hashing.heads import HashFunction
-
-KIND = "gnah"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +78,3 @@ class GNAH(nn.Module):
     def relaxed(self, features: Float[Tensor, "n d"], modality: Modality) -> Float[Tensor, "n bits"]:
         """Relaxed codes of unit features."""
         return self.hash(self.prepare(features, modality), modality)
-
-
-def save_model(model: GNAH, run: RunFolder, extra: dict[str, Any]) -> None:
-    """Write weights and description; ``extra`` tells what the features were made with."""
-    run.save_model(
-        model.state_dict(), {"kind": KIND, "dim": model.dim, "config": dataclasses.asdict(model.config), **extra}
-    )
-
-
-def restore(state: dict[str, Any], description: dict[str, Any]) -> GNAH:
-    """The model of weights and description, as :func:`save_model` wrote them."""
-    model = GNAH(int(description["dim"]), GNAHConfig(**description["config"]))
-    model.load_state_dict(state)
-    return model.eval()

@@ -8,6 +8,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from contrastive_core.losses.rows import local_sizes, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -20,6 +21,7 @@ def prototype_alignment(
     *,
     temperature: float = 0.5,
     teacher_temperature: float = 0.5,
+    gather: bool = False,
 ) -> Float[Tensor, ""]:
     """``KL(p_i || q_i)``, mean over the batch (Eq. 2-3): codes see the anchors as features see the prototypes.
 
@@ -32,10 +34,12 @@ def prototype_alignment(
         anchors: ``C_b``, unit rows; row j belongs to prototype j.
         temperature: ``T``.
         teacher_temperature: ``T_p``; the paper has one temperature for both.
+        gather: Weigh this process's rows by their share of all.
     """
     log_p = (features @ prototypes.T / teacher_temperature).detach().log_softmax(1)
     log_q = (h @ anchors.detach().T / temperature).log_softmax(1)
-    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    divergence = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1)
+    return reduce(divergence, "mean", local_sizes(h, gather))
 
 
 def binary_anchors(state: Float[Tensor, "k l"]) -> Float[Tensor, "k l"]:

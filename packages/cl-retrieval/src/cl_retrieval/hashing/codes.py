@@ -1,5 +1,7 @@
 """From features to packed codes, and what the bits are like."""
 
+from typing import Protocol, runtime_checkable
+
 import numpy as np
 import torch
 from contrastive_core.evaluation import pack_codes
@@ -8,35 +10,66 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cl_retrieval.hashing.heads import sign_codes
-from cl_retrieval.hashing.learning import HashModel
+from cl_retrieval.pairs.features import PairFeatures
 
 BLOCK = 65536
 
 
+@runtime_checkable
+class HashModel(Protocol):
+    """What turns features into relaxed codes; the signs are the code."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the features."""
+        ...
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        ...
+
+    def relaxed(self, features: Float[Tensor, "n d"], modality: Modality) -> Float[Tensor, "n bits"]:
+        """Relaxed codes of unit features of one modality."""
+        ...
+
+
+@runtime_checkable
+class Hashes(Protocol):
+    """Anything that is evaluated: it packs features of either modality into codes."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        ...
+
+    def encode(self, features: Float[np.ndarray, "n d"], modality: Modality) -> UInt8[np.ndarray, "n bytes"]:
+        """Packed codes of unit features."""
+        ...
+
+
 @torch.no_grad()
-def relaxed_codes(
-    model: HashModel, features: Float[np.ndarray, "n d"], modality: Modality
-) -> Float[np.ndarray, "n bits"]:
-    """Relaxed codes of many rows, in blocks."""
-    blocks = [
-        model.relaxed(torch.from_numpy(np.ascontiguousarray(features[start : start + BLOCK])).float(), modality)
-        for start in range(0, len(features), BLOCK)
-    ]
-    return torch.cat(blocks).numpy() if blocks else np.empty((0, model.bits), np.float32)
-
-
 def binary_codes(
-    model: HashModel, features: Float[np.ndarray, "n d"], modality: Modality
+    model: HashModel, features: Float[np.ndarray, "n d"], modality: Modality, *, device: str = "cpu"
 ) -> UInt8[np.ndarray, "n bytes"]:
-    """Packed codes, first bit highest, padded with zeros to whole bytes.
+    """Packed codes, first bit highest, padded with zeros to whole bytes; computed in blocks.
 
     Args:
         model: Trained hash functions.
         features: Unit rows.
         modality: Which of the two functions to use.
+        device: Where the model is.
     """
-    signs: Tensor = sign_codes(torch.from_numpy(relaxed_codes(model, features, modality)))
-    return pack_codes(signs)
+    blocks = []
+    for start in range(0, len(features), BLOCK):
+        rows = torch.from_numpy(np.ascontiguousarray(features[start : start + BLOCK], np.float32)).to(device)
+        blocks.append(pack_codes(sign_codes(model.relaxed(rows, modality)).cpu()))
+    return np.concatenate(blocks) if blocks else np.empty((0, -(-model.bits // 8)), np.uint8)
+
+
+def both_codes(hashes: Hashes, features: PairFeatures) -> dict[Modality, UInt8[np.ndarray, "n bytes"]]:
+    """Packed codes of the images and of the texts of pairs."""
+    return {"image": hashes.encode(features.image, "image"), "text": hashes.encode(features.text, "text")}
 
 
 def unpack_codes(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float[np.ndarray, "n bits"]:

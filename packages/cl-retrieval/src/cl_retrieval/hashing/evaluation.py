@@ -1,16 +1,14 @@
 """How well codes find: mean average precision under stated conventions, precision, curves."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from contrastive_core.errors import InputError
+from contrastive_core.errors import InputError, require
 from contrastive_core.evaluation import RetrievalRanking, hamming_distances
 from jaxtyping import Float, UInt8
 
-from cl_retrieval.hashing.codes import binary_codes, bit_statistics, unpack_codes
-from cl_retrieval.hashing.learning import HashModel
+from cl_retrieval.hashing.codes import Hashes, bit_statistics, both_codes, unpack_codes
 from cl_retrieval.hashing.split import Split, places
 from cl_retrieval.pairs.features import PairFeatures
 
@@ -37,13 +35,8 @@ class Conventions:
     radius: int = 2
 
     def __post_init__(self) -> None:
-        if (self.map_at is not None and self.map_at < 1) or self.radius < 0:
-            raise InputError(
-                "an option is out of range",
-                where="--map-at, --radius",
-                why=f"got {self.map_at}, {self.radius}",
-                remedy="use at least 1, and at least 0",
-            )
+        require(self.map_at is None or self.map_at >= 1, "--map-at", self.map_at, "at least 1")
+        require(self.radius >= 0, "--radius", self.radius, "at least 0")
 
 
 def direction_scores(
@@ -101,17 +94,17 @@ def continuous_map(
     return ranking.compute()["map"]
 
 
-def map_both(model: HashModel, features: PairFeatures, query: np.ndarray, database: np.ndarray) -> dict[str, float]:
+def map_both(hashes: Hashes, features: PairFeatures, query: np.ndarray, database: np.ndarray) -> dict[str, float]:
     """Mean average precision (whole ranking, ties by place) of both directions, for claims and sweeps.
 
     Args:
-        model: Hash functions.
+        hashes: Hash functions.
         features: Labelled pairs.
         query: Rows of the queries.
         database: Rows searched.
     """
     labels = features.labelled("evaluation")
-    codes = {m: binary_codes(model, features.of(m), m) for m in ("image", "text")}
+    codes = both_codes(hashes, features)
     out = {}
     for name, asking, asked in DIRECTIONS:
         ranking = RetrievalRanking(codes[asked][database], labels[database], measures=["map"])
@@ -121,7 +114,7 @@ def map_both(model: HashModel, features: PairFeatures, query: np.ndarray, databa
 
 
 def evaluate_split(
-    model: HashModel,
+    hashes: Hashes,
     features: PairFeatures,
     split: Split,
     *,
@@ -131,7 +124,7 @@ def evaluate_split(
     """All measures of all groups of a split, both directions.
 
     Args:
-        model: Hash functions.
+        hashes: Hash functions.
         features: Labelled pairs that hold the split's.
         split: What is asked and searched.
         where: The data, for messages.
@@ -147,18 +140,18 @@ def evaluate_split(
     labels = features.labelled("evaluation")
     if not split.groups:
         raise InputError("the run set no queries apart", where=where, remedy="pass --queries for a new division")
-    codes = {m: binary_codes(model, features.of(m), m) for m in ("image", "text")}
-    out: dict[str, Any] = {"protocol": split.protocol, "bits": model.bits, "groups": {}}
+    codes = both_codes(hashes, features)
+    out: dict[str, Any] = {"protocol": split.protocol, "bits": hashes.bits, "groups": {}}
     for name, group in split.groups.items():
         query, database = places(features, group.queries, where), places(features, group.database, where)
-        found: dict[str, Any] = {}
+        both: dict[str, Any] = {}
         for direction, asking, asked in DIRECTIONS:
             scores = direction_scores(
                 codes[asking][query],
                 labels[query],
                 codes[asked][database],
                 labels[database],
-                bits=model.bits,
+                bits=hashes.bits,
                 conventions=conventions,
             )
             if not scores["queries"]:
@@ -166,21 +159,29 @@ def evaluate_split(
             reference = continuous_map(
                 features.of(asking)[query], labels[query], features.of(asked)[database], labels[database]
             )
-            found[direction] = {**scores, "continuous": reference, "ratio": scores["map"] / reference}
-        out["groups"][name] = {"database": len(database), **found}
-    out["bits_of"] = {m: bit_statistics(unpack_codes(codes[m], model.bits)) for m in ("image", "text")}
+            both[direction] = {**scores, "continuous": reference, "ratio": scores["map"] / reference}
+        out["groups"][name] = {"database": len(database), **both}
+    out["bits_of"] = {m: bit_statistics(unpack_codes(codes[m], hashes.bits)) for m in ("image", "text")}
     return out
 
 
-def pair_recall(model: HashModel, features: PairFeatures) -> float:
+def evaluate_if_labelled(hashes: Hashes, features: PairFeatures, split: Split, *, where: object) -> dict[str, Any]:
+    """What a training ends with: the number of training pairs, and all measures where there are labels."""
+    results: dict[str, Any] = {"train": len(split.train)}
+    if split.groups and features.labels is not None:
+        results |= evaluate_split(hashes, features, split, where=where)
+    return results
+
+
+def pair_recall(hashes: Hashes, features: PairFeatures) -> float:
     """Chance that a text's own image is the nearest (ties in random order), averaged with the reverse; needs no labels.
 
     Args:
-        model: Hash functions.
+        hashes: Hash functions.
         features: Held-out pairs.
     """
     own = np.arange(len(features))
-    codes = {m: binary_codes(model, features.of(m), m) for m in ("image", "text")}
+    codes = both_codes(hashes, features)
     total = 0.0
     for _, asking, asked in DIRECTIONS:
         ranking = RetrievalRanking(codes[asked], own, measures=["hit@1", "mrr"], ties="average")
@@ -197,44 +198,41 @@ def _curves(
     bits: int,
     radius: int,
 ) -> dict[str, Any]:
-    found, hits = np.zeros(bits + 1), np.zeros(bits + 1)
+    retrieved, hits = np.zeros(bits + 1), np.zeros(bits + 1)
     lookups: list[float] = []
     block = max(1, 2**24 // max(1, len(database)))
     for start in range(0, len(queries), block):
         distance = hamming_distances(queries[start : start + block], database)
         relevant = query_labels[start : start + block].astype(np.int32) @ database_labels.T.astype(np.int32) > 0
-        found += np.bincount(distance.ravel(), minlength=bits + 1)[: bits + 1]
+        retrieved += np.bincount(distance.ravel(), minlength=bits + 1)[: bits + 1]
         hits += np.bincount(distance[relevant].ravel(), minlength=bits + 1)[: bits + 1]
         near = distance <= radius
         lookups += ((near & relevant).sum(1) / np.maximum(near.sum(1), 1)).tolist()
-    found, hits = np.cumsum(found), np.cumsum(hits)
-    some = found > 0
+    retrieved, hits = np.cumsum(retrieved), np.cumsum(hits)
+    some = retrieved > 0
     return {
         "lookup": float(np.mean(lookups)) if lookups else float("nan"),
         "pr": {
             "radius": np.flatnonzero(some).tolist(),
-            "precision": (hits[some] / found[some]).tolist(),
+            "precision": (hits[some] / retrieved[some]).tolist(),
             "recall": (hits[some] / max(hits[-1], 1)).tolist(),
         },
     }
 
 
-def table_rows(results: dict[str, Any]) -> list[list[Any]]:
-    """Rows of the main table: group, direction, mAP, expected mAP, P@10, lookup precision, the features' mAP, ratio."""
+def table_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the main table, one a group and direction; ``features`` is the mAP of the features by cosine."""
     return [
-        [
-            group,
-            direction,
-            entry[direction]["map"],
-            entry[direction].get("map_expected"),
-            entry[direction]["precision"].get("10"),
-            entry[direction]["lookup"],
-            entry[direction]["continuous"],
-            entry[direction]["ratio"],
-        ]
+        {
+            "group": group,
+            "direction": direction,
+            "mAP": entry[direction]["map"],
+            "mAP, expected": entry[direction].get("map_expected"),
+            "P@10": entry[direction]["precision"].get("10"),
+            "P in radius": entry[direction]["lookup"],
+            "features": entry[direction]["continuous"],
+            "ratio": entry[direction]["ratio"],
+        }
         for group, entry in results["groups"].items()
         for direction in ("i2t", "t2i")
     ]
-
-
-COLUMNS: Sequence[str] = ("group", "direction", "mAP", "mAP, expected", "P@10", "P in radius", "features", "ratio")

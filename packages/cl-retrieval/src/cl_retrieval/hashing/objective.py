@@ -8,6 +8,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from contrastive_core.distributed import rank_slice
+from contrastive_core.losses import quantization
+from contrastive_core.losses.rows import gathered, local_sizes, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -56,7 +59,8 @@ def contrast(
     other: Float[Tensor, "b l"],
     *,
     temperature: float = 0.5,
-    negative_weights: Float[Tensor, "b b"] | None = None,
+    negative_weights: Float[Tensor, "b n"] | None = None,
+    gather: bool = False,
 ) -> Float[Tensor, ""]:
     """One positive against the codes of all other pairs in both modalities (GNAH, Eq. 8-9).
 
@@ -69,20 +73,24 @@ def contrast(
         positive: Positives ``p``; several a pair are averaged outside the logarithm.
         other: Codes ``o`` of the other modality.
         temperature: ``T``.
-        negative_weights: ``w``, in [0, 1]; all 1 when absent.
+        negative_weights: ``w``, in [0, 1], one column a pair of all processes; all 1 when absent.
+        gather: Take the pairs of all processes as negatives, with exact gradients.
 
     Returns:
         Mean over the batch; 0 for a batch of one, which has no negatives.
     """
-    batch = len(anchor)
-    both = torch.cat([anchor @ anchor.T, anchor @ other.T], dim=1) / temperature
-    own = torch.eye(batch, dtype=torch.bool, device=anchor.device).repeat(1, 2)
-    both = both.masked_fill(own, -math.inf)
+    counts = local_sizes(anchor, gather)
+    keys = [gathered(h, counts, gather) for h in (anchor, other)]
+    both = torch.cat([anchor @ key.T for key in keys], dim=1) / temperature
+    own = torch.eye(sum(counts), dtype=torch.bool, device=anchor.device)
+    own = own[rank_slice(counts)] if gather else own
+    both = both.masked_fill(own.repeat(1, 2), -math.inf)
     if negative_weights is not None:
         both = both + negative_weights.clamp_min(0).log().repeat(1, 2)
     negatives = torch.logsumexp(both, dim=1)
     agreement = (anchor * positive).sum(-1) / temperature
-    return F.softplus(negatives - agreement).mean()
+    losses = F.softplus(negatives - agreement)
+    return reduce(losses.mean(0) if losses.ndim == 2 else losses, "mean", counts)
 
 
 def symmetric_contrast(
@@ -92,7 +100,8 @@ def symmetric_contrast(
     positive_of_y: Float[Tensor, "b l"] | Float[Tensor, "s b l"],
     *,
     temperature: float = 0.5,
-    negative_weights: Float[Tensor, "b b"] | None = None,
+    negative_weights: Float[Tensor, "b n"] | None = None,
+    gather: bool = False,
 ) -> Float[Tensor, ""]:
     """:func:`contrast` from images and from texts, summed (GNAH, Eq. 10).
 
@@ -103,13 +112,18 @@ def symmetric_contrast(
         positive_of_y: Positives of the texts: the same samples through the image function.
         temperature: As :func:`contrast`.
         negative_weights: As :func:`contrast`; symmetric.
+        gather: As :func:`contrast`.
     """
-    return contrast(hx, positive_of_x, hy, temperature=temperature, negative_weights=negative_weights) + contrast(
-        hy, positive_of_y, hx, temperature=temperature, negative_weights=negative_weights
+    from_x, from_y = (
+        contrast(h, positive, other, temperature=temperature, negative_weights=negative_weights, gather=gather)
+        for h, positive, other in ((hx, positive_of_x, hy), (hy, positive_of_y, hx))
     )
+    return from_x + from_y
 
 
-def binarisation(h: Float[Tensor, "b l"], *, reference: BinaryReference = "unit") -> Float[Tensor, ""]:
+def binarisation(
+    h: Float[Tensor, "b l"], *, reference: BinaryReference = "unit", gather: bool = False
+) -> Float[Tensor, ""]:
     """Distance of relaxed codes from their signs, mean over the batch (GNAH, Eq. 11).
 
     Args:
@@ -117,8 +131,8 @@ def binarisation(h: Float[Tensor, "b l"], *, reference: BinaryReference = "unit"
         reference: ``unit``: ``|h - sgn(h)/sqrt(L)|^2 = 2 - 2 |h|_1 / sqrt(L)``, zero at a binary code. ``pm1`` is the
             equation as printed, ``|h - sgn(h)|^2 = 1 + L - 2 |h|_1``: never zero for unit h, and sqrt(L) times steeper,
             which freezes the random signs the network starts with.
+        gather: Weigh this process's rows by their share of all.
     """
-    signs = torch.where(h.detach() >= 0, 1.0, -1.0).to(h.dtype)
     if reference == "unit":
-        signs = signs / math.sqrt(h.shape[1])
-    return (h - signs).square().sum(1).mean()
+        return quantization(math.sqrt(h.shape[1]) * h, power=2, gather=gather)
+    return h.shape[1] * quantization(h, power=2, gather=gather)

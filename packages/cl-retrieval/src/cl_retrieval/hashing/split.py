@@ -1,12 +1,15 @@
 """Which pairs train, which are asked for, and which are searched in."""
 
 import dataclasses
+import os
 from collections.abc import Collection
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from contrastive_core.errors import InputError
-from contrastive_core.training.batches import seeded_generator
+from contrastive_core.data.samplers import seeded_generator
+from contrastive_core.errors import InputError, require
+from contrastive_core.files import read_json, reading, write_json
 from jaxtyping import Bool, UInt8
 
 from cl_retrieval.pairs.features import PairFeatures
@@ -15,6 +18,7 @@ Protocol = Literal["standard", "seen-unseen"]
 DEFAULT_PAIRS = 80
 FEWEST_PAIRS = 4
 MOST_QUERIES = 2000
+NAME = "split.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +48,94 @@ class Split:
     seen: tuple[str, ...]
     seed: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for ``split.json``."""
-        return dataclasses.asdict(self)
+    def training(self, features: PairFeatures, where: object) -> PairFeatures:
+        """The training pairs.
+
+        Raises:
+            InputError: One is not among the pairs.
+        """
+        return features.take(places(features, self.train, where))
+
+    def asked(self, features: PairFeatures, *, queries: int | None, protocol: Protocol | None) -> "Split":
+        """This division, or one with new queries.
+
+        Args:
+            features: Labelled pairs.
+            queries: Set so many queries apart anew; none of them has trained.
+            protocol: Refuse another protocol than this.
+
+        Raises:
+            InputError: The division is of another protocol, or new queries are asked of unseen classes.
+        """
+        if protocol is not None and protocol != self.protocol:
+            raise InputError(
+                "the model was trained under another protocol",
+                where="--protocol",
+                why=f"asked {protocol}, trained {self.protocol}",
+                remedy="unseen classes must be unseen in training: train with that --protocol",
+            )
+        if queries is None:
+            return self
+        if self.protocol != "standard":
+            raise InputError("new queries are drawn under the protocol standard only", where="--queries")
+        return draw_split(features, queries=queries, seed=self.seed, trained_on=self.train)
+
+    def write(self, run: os.PathLike[str]) -> None:
+        """Write ``split.json`` into a run folder."""
+        write_json(Path(run) / NAME, dataclasses.asdict(self))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Split":
-        """The inverse of :meth:`to_dict`."""
-        groups = {name: Group(tuple(g["queries"]), tuple(g["database"])) for name, g in values["groups"].items()}
-        return cls(values["protocol"], tuple(values["train"]), groups, tuple(values["seen"]), int(values["seed"]))
+    def read(cls, run: os.PathLike[str]) -> "Split":
+        """Read ``split.json`` of a run folder.
+
+        Raises:
+            InputError: It is missing or damaged.
+        """
+        path = Path(run) / NAME
+        with reading(path, "the run's division of the pairs cannot be read", "restore the file, or train again"):
+            values = read_json(path)
+            groups = {
+                str(name): Group(_names(group["queries"]), _names(group["database"]))
+                for name, group in values["groups"].items()
+            }
+            protocol = values["protocol"]
+            if protocol not in ("standard", "seen-unseen"):
+                raise ValueError(f"the protocol is {protocol!r}")
+            return cls(protocol, _names(values["train"]), groups, _names(values["seen"]), int(values["seed"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitOptions:
+    """What trains and what is asked.
+
+    Attributes:
+        pairs: Training pairs; 80 by default, or all where there are fewer.
+        queries: Pairs set apart as queries; a quarter of labelled pairs by default (at most 2,000), of others none.
+        protocol: ``standard``, or ``seen-unseen``: training pairs of half of the classes, queries of both halves.
+        split_seed: Seed of queries and training pairs.
+        class_seed: Seed of the division of classes.
+    """
+
+    pairs: int | None = None
+    queries: int | None = None
+    protocol: Protocol = "standard"
+    split_seed: int = 0
+    class_seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.split_seed < 2**32, "--split-seed", self.split_seed, "a whole number from 0 to 2^32 - 1")
+        require(0 <= self.class_seed < 2**32, "--class-seed", self.class_seed, "a whole number from 0 to 2^32 - 1")
+
+    def draw(self, features: PairFeatures) -> Split:
+        """The division they ask for, see :func:`draw_split`."""
+        return draw_split(
+            features,
+            protocol=self.protocol,
+            pairs=self.pairs,
+            queries=self.queries,
+            seed=self.split_seed,
+            class_seed=self.class_seed,
+        )
 
 
 def draw_split(
@@ -61,7 +144,7 @@ def draw_split(
     protocol: Protocol = "standard",
     pairs: int | None = None,
     queries: int | None = None,
-    seed: int = 42,
+    seed: int = 0,
     class_seed: int = 0,
     trained_on: Collection[str] = (),
 ) -> Split:
@@ -198,6 +281,12 @@ def _group(
             remedy="use larger classes, or fewer queries",
         )
     return Group(tuple(features.ids[i] for i in asked), tuple(features.ids[i] for i in searched))
+
+
+def _names(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        raise ValueError("a list of names is expected")
+    return tuple(values)
 
 
 def _permutation(count: int, seed: int, stream: int) -> np.ndarray:

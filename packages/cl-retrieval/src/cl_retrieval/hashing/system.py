@@ -1,86 +1,109 @@
-"""The Lightning module around any learner of hash functions, and training into a run folder."""
+"""How a step of hashing from few pairs is trained and watched; what it costs is each method's own."""
 
-from typing import Any
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from contrastive_core.training import RunFolder, TrainSettings, fit
+from contrastive_core.errors import require
+from contrastive_core.index.interface import Modality
+from contrastive_core.training import step_generator
 from contrastive_core.training.batches import order_of
 from jaxtyping import Float
 from torch import Tensor
 
 from cl_retrieval.hashing.codes import bit_statistics
 from cl_retrieval.hashing.heads import sign_codes
-from cl_retrieval.hashing.learning import Learner, pair_batches, step_generator
 
 
-class HashSystem(L.LightningModule):
-    """One step of a learner, logged with what tells a collapse of the codes early.
+@dataclasses.dataclass(frozen=True)
+class AdamSettings:
+    """Adam at a constant rate.
 
-    Args:
-        learner: Model in training.
-        per_epoch: Steps an epoch.
-        fx: Image features of all training pairs, for the statistics of the bits.
-        fy: Text features.
-        seed: Seed of the draws, which depend on it and the step alone.
-        log_every: Steps between rows of the log, on which the bits are looked at.
+    Attributes:
+        lr: Learning rate.
     """
 
-    def __init__(self, learner: Learner, *, per_epoch: int, fx: Tensor, fy: Tensor, seed: int, log_every: int) -> None:
+    lr: float = 1e-4
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr <= 1e3, "--optim.lr", self.lr, "a positive number, at most 1000")
+
+
+class Term(NamedTuple):
+    """A term of a loss, and what it is multiplied by."""
+
+    weight: float
+    value: Float[Tensor, ""]
+
+
+class HashingSystem(L.LightningModule, ABC):
+    """Hash functions and the training pairs they learn from; a method says what a step and an epoch are.
+
+    An epoch is a pass over the pairs, however many batches make one optimiser step.
+
+    Args:
+        model: Hash functions, a :class:`cl_retrieval.hashing.codes.HashModel`.
+        fx: Unit features of the training images, ``[n d]``.
+        fy: Unit features of their texts.
+    """
+
+    fx: Tensor
+    fy: Tensor
+    model: Any
+
+    def __init__(self, model: torch.nn.Module, fx: Float[Tensor, "n d"], fy: Float[Tensor, "n d"]) -> None:
         super().__init__()
-        self.learner, self.per_epoch, self.seed, self.log_every = learner, per_epoch, seed, log_every
-        self.register_buffer("_fx", fx, persistent=False)
-        self.register_buffer("_fy", fy, persistent=False)
+        self.model = model
+        self.register_buffer("fx", fx, persistent=False)
+        self.register_buffer("fy", fy, persistent=False)
+
+    @abstractmethod
+    def terms(
+        self, fx: Float[Tensor, "b d"], fy: Float[Tensor, "b d"], *, epoch: int, generator: torch.Generator
+    ) -> Mapping[str, Term]:
+        """Terms of the loss of one batch of pairs, means over the pairs of all processes."""
+
+    def begin_epoch(self, epoch: int, progress: float) -> None:
+        """What happens once an epoch, before its first step; ``progress`` is the share of the run that is done."""
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        """Loss of one batch of pairs, after what an epoch begins with."""
-        epoch, place = divmod(self.global_step, self.per_epoch)
-        if place == 0:
-            self.learner.begin_epoch(epoch)
-        fx, fy = batch
-        step = self.learner.step(fx, fy, epoch=epoch, generator=step_generator(self.seed, self.global_step))
-        self.log("loss", step.loss, prog_bar=True)
-        self.log_dict({name: value.detach() for name, value in step.terms.items()})
-        if (self.global_step + 1) % self.log_every == 0:
-            self.log_dict(self._monitor())
-        return step.loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The learner's own."""
-        return self.learner.optimizer()
+        """Loss of a batch of pairs: features of images and of texts, each ``[b d]``."""
+        epoch = self._enter_epoch(index)
+        terms = self.terms(*batch, epoch=epoch, generator=step_generator(self, index))
+        loss = weighted_sum(terms)
+        self.log("loss", loss, prog_bar=True)
+        if self._is_logged():
+            self.log_dict({name: term.weight * term.value.detach() for name, term in terms.items()})
+            self.log_dict({f"{name}_weight": term.weight for name, term in terms.items()})
+            self.log_dict(self.diagnostics())
+        return loss
 
     @torch.no_grad()
-    def _monitor(self) -> dict[str, float]:
-        model: Any = self.learner.model
-        codes = torch.cat([sign_codes(model.relaxed(f, m)) for f, m in ((self._fx, "image"), (self._fy, "text"))])
-        bits = {f"bit_{name}": value for name, value in bit_statistics(codes.cpu().numpy()).items()}
-        return bits | self.learner.diagnostics()
+    def diagnostics(self) -> dict[str, float]:
+        """What tells a collapse of the codes early: statistics of the bits of all training pairs."""
+        sides: tuple[tuple[Tensor, Modality], ...] = ((self.fx, "image"), (self.fy, "text"))
+        codes = torch.cat([sign_codes(self.model.relaxed(features, modality)) for features, modality in sides])
+        return {f"bit_{name}": value for name, value in bit_statistics(codes.cpu().numpy()).items()}
+
+    def _is_logged(self) -> bool:
+        """Whether this step is written down; looking at the bits every step would cost more than the step."""
+        done = self.global_step + 1
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(self.trainer.loggers) and (done % every == 0 or done == self.trainer.max_steps)
+
+    def _enter_epoch(self, index: int) -> int:
+        """The epoch of this step; begins it where the step is its first."""
+        accumulate, step = self.trainer.accumulate_grad_batches, self.global_step
+        per_epoch = order_of(self.trainer.train_dataloader).per_epoch  # type: ignore[arg-type]
+        epoch, before = (at * accumulate // per_epoch for at in (step, step - 1))
+        if epoch != before and index % accumulate == 0:
+            self.begin_epoch(epoch, step / self.trainer.max_steps)
+        return epoch
 
 
-def train_learner(
-    learner: Learner,
-    fx: Float[Tensor, "n d"],
-    fy: Float[Tensor, "n d"],
-    *,
-    run: RunFolder,
-    batch_size: int,
-    settings: TrainSettings,
-) -> None:
-    """Train in place, into a run folder; the learner is left on the CPU, in eval mode.
-
-    Args:
-        learner: The learner.
-        fx: Image features.
-        fy: Text features of the same pairs.
-        run: Where logs and checkpoints go.
-        batch_size: Pairs a step.
-        settings: Length, seed, hardware.
-    """
-    loader = pair_batches(fx, fy, batch_size, settings.seed)
-    system = HashSystem(
-        learner, per_epoch=order_of(loader).per_epoch, fx=fx, fy=fy, seed=settings.seed, log_every=settings.log_every
-    )
-    fit(system, loader, run=run, settings=settings)
-    learner.cpu()
-    learner.finish()
-    learner.eval()
+def weighted_sum(terms: Mapping[str, Term]) -> Float[Tensor, ""]:
+    """The loss: every term times its weight."""
+    return torch.stack([term.weight * term.value for term in terms.values()]).sum()

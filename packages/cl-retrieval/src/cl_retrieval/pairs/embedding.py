@@ -1,19 +1,23 @@
 """Features of raw pairs, computed once and kept by the hash of what they were computed from."""
 
+import dataclasses
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from contrastive_core.errors import InputError
+from contrastive_core.arrays import load_npz
+from contrastive_core.errors import ContrastiveWarning, InputError
 from contrastive_core.files import atomic_write
 from jaxtyping import Float
 
 from cl_retrieval.encoders.base import Encoder
 from cl_retrieval.pairs.features import PairFeatures, check_features, write_features
-from cl_retrieval.pairs.raw import RawPairs, open_image
+from cl_retrieval.pairs.raw import open_image
+from cl_retrieval.pairs.rows import RawPairs
 
 SHARD = 512
 
@@ -54,18 +58,17 @@ def embed_pairs(
         rows = range(start, min(start + SHARD, len(pairs)))
         key = hashlib.sha256("".join([encoder.fingerprint, *(contents[i] for i in rows)]).encode()).hexdigest()[:24]
         path = parts / f"{key}.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as stored:
-                image, text = stored["image"], stored["text"]
-        else:
+        shard = _stored(path, (len(rows), encoder.dim))
+        if shard is None:
             image = encode_image_files([pairs.images[i] for i in rows], encoder, batch_size=batch_size)
             text = encode_sentences([pairs.texts[i] for i in rows], encoder, batch_size=batch_size)
             with atomic_write(path) as temporary:
                 np.savez(temporary, image=image, text=text)
-        images.append(image)
-        texts.append(text)
+            shard = (image, text)
+        images.append(shard[0])
+        texts.append(shard[1])
     labels, classes = pairs.one_hot()
-    found = PairFeatures(
+    features = PairFeatures(
         pairs.ids,
         np.concatenate(images),
         np.concatenate(texts),
@@ -76,7 +79,7 @@ def embed_pairs(
         encoder=encoder.name,
         fingerprint=encoder.fingerprint,
     )
-    return check_features(found, pairs.folder), contents
+    return check_features(features, pairs.folder), contents
 
 
 def embed_to_file(pairs: RawPairs, encoder: Encoder, out: Path, *, source: str, batch_size: int = 64) -> PairFeatures:
@@ -89,8 +92,6 @@ def embed_to_file(pairs: RawPairs, encoder: Encoder, out: Path, *, source: str, 
         source: How the encoder is loaded, remembered for later.
         batch_size: Images a pass.
     """
-    import dataclasses
-
     if out.suffix != ".npz":
         raise InputError("features are written as .npz", where=out, remedy="end the name in .npz")
     parts = out.with_name(f"{out.name}.parts")
@@ -107,8 +108,6 @@ def cached_features(pairs: RawPairs, encoder: Encoder, *, source: str, batch_siz
     The cache is ``$XDG_CACHE_HOME/cl-retrieval`` (``~/.cache/cl-retrieval``); its files are named by encoder and
     content, so a changed image, text or encoder is computed anew.
     """
-    import dataclasses
-
     features, _ = embed_pairs(pairs, encoder, parts=cache_folder(), batch_size=batch_size)
     return dataclasses.replace(features, source=source)
 
@@ -117,6 +116,20 @@ def cache_folder() -> Path:
     """Where features are kept between commands."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "cl-retrieval"
+
+
+def _stored(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """A shard of the cache; nothing where there is none, or a damaged one, which is then computed anew."""
+    if not path.is_file():
+        return None
+    try:
+        shard = load_npz(path, ("image", "text"))
+    except InputError:
+        shard = {}
+    if any(name not in shard or shard[name].shape != shape for name in ("image", "text")):
+        warnings.warn(f"{path} is damaged; its features are computed anew", ContrastiveWarning, stacklevel=3)
+        return None
+    return shard["image"], shard["text"]
 
 
 def encode_image_files(paths: Sequence[Path], encoder: Encoder, *, batch_size: int = 64) -> Float[np.ndarray, "n d"]:

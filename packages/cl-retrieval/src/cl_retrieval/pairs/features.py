@@ -8,18 +8,20 @@ Our own file is an ``.npz`` that :func:`write_features` writes. Read are also th
 import dataclasses
 import hashlib
 import json
+import re
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from contrastive_core.errors import ContrastiveWarning, InputError
-from contrastive_core.files import atomic_write
+from contrastive_core.files import atomic_write, reading
+from contrastive_core.index.checks import unusable
 from jaxtyping import Bool, Float, Int, UInt8
 
-SUFFIXES = (".npz", ".npy", ".mat", ".h5", ".hdf5")
+from cl_retrieval.pairs.arrays import SUFFIXES, packed_texts, read_arrays, texts_of
+
 PRECOMPUTED = "precomputed"
 
 # Names of the arrays in published files, in the order they are looked for: UCCH and DCMH (IAll, XAll, YAll, LAll),
@@ -29,6 +31,28 @@ _TEXT = ("text", "texts", "txt", "text_features", "YAll", "T")
 _LABELS = ("labels", "label", "LAll", "L")
 _IDS = ("ids", "id")
 _PARTS = (("I_tr", "I_te"), ("T_tr", "T_te"), ("L_tr", "L_te"))
+_OWN = ("classes", "meta", "contents")
+_DIVISION = re.compile(r"train|valid|\bval|test|quer|split|retrieval|database|fold", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What features were made with.
+
+    Attributes:
+        encoder: Name of the encoder, ``precomputed`` where it is not known.
+        fingerprint: Digest of the encoder and its preprocessing; for features of unknown origin, of their width.
+        source: How that encoder is loaded, as ``--encoder`` takes it; empty where that is not known.
+    """
+
+    encoder: str = PRECOMPUTED
+    fingerprint: str = ""
+    source: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether the encoder is known."""
+        return bool(self.fingerprint) and not self.fingerprint.startswith(PRECOMPUTED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +85,39 @@ class PairFeatures:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        image: Float[np.ndarray, "n d"],
+        text: Float[np.ndarray, "n d"],
+        labels: np.ndarray | None = None,
+        ids: Sequence[str] | None = None,
+        origin: Origin = Origin(),
+    ) -> "PairFeatures":
+        """Pairs of arrays; rows are brought to unit length.
+
+        Args:
+            image: Features of the images.
+            text: Features of their texts, row by row.
+            labels: One class a pair, or zeros and ones ``[n c]``.
+            ids: One a pair; numbers by default.
+            origin: What the features were made with.
+
+        Raises:
+            InputError: As :func:`check_features`.
+        """
+        onehot, classes = (None, ()) if labels is None else one_hot(labels)
+        names = tuple(f"{i:06d}" for i in range(len(image))) if ids is None else tuple(ids)
+        rows = [np.ascontiguousarray(each, np.float32) for each in (image, text)]
+        check_shapes(names, *rows, onehot, "the arrays")
+        pairs = cls(names, *rows, onehot, classes, **dataclasses.asdict(origin))
+        return check_features(pairs, "the arrays", normalise=True)
+
+    @property
+    def origin(self) -> Origin:
+        """What the features were made with."""
+        return Origin(self.encoder, self.fingerprint, self.source)
 
     @property
     def dim(self) -> int:
@@ -112,7 +169,7 @@ def check_features(features: PairFeatures, where: object, *, normalise: bool = F
         InputError: Ids twice or unusable, values that are not finite, zero rows, or a mixture of unit and other rows.
     """
     check_ids(features.ids, where)
-    unit = {name: _unit_rows(features.of(name), name, where) for name in ("image", "text")}
+    unit = {name: unit_rows(features.of(name), name, where) for name in ("image", "text")}
     if (not normalise and len({bool(each.all()) for each in unit.values()}) > 1) or any(
         not normalise and each.any() and not each.all() for each in unit.values()
     ):
@@ -170,17 +227,16 @@ def check_ids(ids: Sequence[str], where: object) -> None:
     """
     seen: set[str] = set()
     for each in ids:
-        if each in seen:
-            raise InputError("an id occurs twice", where=where, why=f"id {each!r}", remedy="give every pair its own id")
-        seen.add(each)
-        parts = PurePosixPath(each).parts
-        if not each or "\0" in each or "\\" in each or each.startswith("/") or ".." in parts:
+        if (why := unusable(each)) is not None:
             raise InputError(
                 "an id is not usable as a name",
                 where=where,
-                why=f"id {each!r}",
+                why=f"id {each!r}: {why}",
                 remedy="use relative names without '..' and backslashes",
             )
+        if each in seen:
+            raise InputError("an id occurs twice", where=where, why=f"id {each!r}", remedy="give every pair its own id")
+        seen.add(each)
 
 
 def check_width(features: Float[np.ndarray, "n d"], dim: int, where: object) -> None:
@@ -211,18 +267,17 @@ def write_features(path: Path, features: PairFeatures, contents: Sequence[str] =
     """
     if path.suffix != ".npz":
         raise InputError("features are written as .npz", where=path, remedy="end the name in .npz")
-    meta = {"encoder": features.encoder, "fingerprint": features.fingerprint, "source": features.source}
     arrays: dict[str, Any] = {
-        "ids": np.array(features.ids),
+        **packed_texts("ids", features.ids),
         "image": features.image.astype(np.float32),
         "text": features.text.astype(np.float32),
-        "meta": np.array(json.dumps(meta)),
+        "meta": np.array(json.dumps(dataclasses.asdict(features.origin))),
     }
     if features.labels is not None:
-        arrays |= {"labels": features.labels, "classes": np.array(features.classes)}
+        arrays |= {"labels": features.labels, **packed_texts("classes", features.classes)}
     for name, values in (("texts", features.texts), ("images", features.images), ("contents", contents)):
         if values:
-            arrays[name] = np.array(list(values))
+            arrays |= packed_texts(name, values)
     with atomic_write(path) as temporary:
         np.savez_compressed(temporary, **arrays)
 
@@ -239,156 +294,121 @@ def read_features(path: Path, *, normalise: bool = False) -> PairFeatures:
         InputError: The file is missing, unreadable, lacks an array, or holds features that cannot be used.
     """
     arrays = read_arrays(path)
+    # Beside features called text and image, these are the texts and files themselves.
+    texts, images = (arrays.pop(n) if n in arrays and n[:-1] in arrays else () for n in ("texts", "images"))
     image, text = (
         _find(arrays, names, part, path, what)
         for names, part, what in ((_IMAGE, _PARTS[0], "image"), (_TEXT, _PARTS[1], "text"))
     )
-    labels = _optional(arrays, _LABELS, _PARTS[2])
-    onehot, classes = (None, ()) if labels is None else one_hot(labels)
-    if "classes" in arrays and onehot is not None and len(arrays["classes"]) == onehot.shape[1]:
-        classes = tuple(str(each) for each in arrays["classes"])
-    named = _optional(arrays, _IDS, ("", ""))
-    ids = (
-        tuple(f"{i:06d}" for i in range(len(image))) if named is None else tuple(str(each) for each in np.ravel(named))
-    )
+    _check_names(arrays, path)
+    labels, named = _optional(arrays, _LABELS, _PARTS[2]), _optional(arrays, _IDS, ("", ""))
+    onehot, classes = (None, ()) if labels is None else one_hot(labels, path)
+    if "classes" in arrays and onehot is not None:
+        classes = texts_of(arrays["classes"], "classes", path)
+        if len(classes) != onehot.shape[1] or len(set(classes)) != len(classes):
+            raise InputError(
+                "the names of the classes do not fit the labels",
+                where=path,
+                why=f"{len(classes)} names, {len(set(classes))} different ones, {onehot.shape[1]} columns",
+            )
+    ids = tuple(f"{i:06d}" for i in range(len(image))) if named is None else texts_of(named, "ids", path)
     check_shapes(ids, image, text, onehot, path)
-    meta = json.loads(str(arrays["meta"])) if "meta" in arrays else {}
-    found = PairFeatures(
-        ids=ids,
-        image=image,
-        text=text,
-        labels=onehot,
-        classes=classes,
-        texts=tuple(str(each) for each in arrays.get("texts", ())),
-        images=tuple(str(each) for each in arrays.get("images", ())),
-        encoder=str(meta.get("encoder", PRECOMPUTED)),
-        fingerprint=str(meta.get("fingerprint", "")),
-        source=str(meta.get("source", "")),
+    pairs = PairFeatures(
+        ids,
+        image,
+        text,
+        onehot,
+        classes,
+        texts=texts_of(texts, "texts", path),
+        images=texts_of(images, "image files", path),
+        **dataclasses.asdict(_origin(arrays, path)),
     )
-    return check_features(found, path, normalise=normalise)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file or folder, by name; nothing in it is executed.
-
-    Raises:
-        InputError: The file is missing, of an unknown kind, or damaged.
-    """
-    if path.is_dir():
-        names = {each.stem: each for each in sorted(path.glob("*.npy"))}
-        if not names:
-            raise InputError("the folder holds no features", where=path, why="there is no .npy file in it")
-        return {name: _guarded(each, _npy) for name, each in names.items()}
-    if not path.is_file():
-        raise InputError("the file is missing", where=path, remedy="check the path")
-    if path.suffix == ".npy":
-        return read_arrays(path.parent)
-    readers = {".npz": _npz, ".mat": _mat, ".h5": _hdf5, ".hdf5": _hdf5}
-    if path.suffix not in readers:
-        raise InputError(
-            "the file is of no known kind",
-            where=path,
-            remedy=f"one of {', '.join(SUFFIXES)}, or a folder of .npy files",
-        )
-    return _guarded(path, readers[path.suffix])
+    if any(each and len(each) != len(ids) for each in (pairs.texts, pairs.images)):
+        raise InputError("texts or image files do not fit the pairs", where=path, remedy="restore the file")
+    return check_features(pairs, path, normalise=normalise)
 
 
 def is_features(path: Path) -> bool:
     """Whether a path names features rather than raw pairs."""
-    return path.suffix in SUFFIXES or (path.is_dir() and (path / "image.npy").is_file())
+    return path.suffix.lower() in SUFFIXES or (path.is_dir() and (path / "image.npy").is_file())
 
 
-def one_hot(labels: np.ndarray) -> tuple[UInt8[np.ndarray, "n c"], tuple[str, ...]]:
+def one_hot(labels: np.ndarray, where: object = "labels") -> tuple[UInt8[np.ndarray, "n c"], tuple[str, ...]]:
     """Labels as zeros and ones, one column a class.
 
     Args:
-        labels: ``[n]`` or ``[n 1]`` of names or numbers, one class each; or ``[n c]`` of zeros and ones.
+        labels: ``[n]`` or ``[n 1]`` of names or whole numbers, one class each; or ``[n c]`` of zeros and ones.
+        where: File they came from, for messages.
+
+    Raises:
+        InputError: Columns hold other values than 0 and 1, or a class is neither a name nor a whole number.
     """
     if labels.ndim == 2 and labels.shape[1] > 1:
-        return (labels > 0).astype(np.uint8), tuple(str(i) for i in range(labels.shape[1]))
-    values, places = np.unique(labels.ravel(), return_inverse=True)
-    out = np.zeros((len(places), len(values)), np.uint8)
-    out[np.arange(len(places)), places] = 1
-    return out, tuple(str(each) for each in values)
+        if labels.dtype.kind not in "biuf" or not np.isin(labels, (0, 1)).all():
+            raise InputError(
+                "labels are neither zeros and ones nor one class a pair",
+                where=where,
+                why=f"{labels.dtype} of shape {labels.shape}",
+                remedy="give one column a class with 1 where a pair is of it and 0 elsewhere",
+            )
+        return labels.astype(np.uint8), tuple(str(i) for i in range(labels.shape[1]))
+    names = texts_of(labels, "labels", where)
+    if "" in names:
+        raise InputError("a label is empty", where=where, why=f"that of row {names.index('')}")
+    numbers = labels.dtype.kind in "iuf"
+    classes = tuple(sorted(set(names), key=int)) if numbers else tuple(sorted(set(names)))
+    column = {name: place for place, name in enumerate(classes)}
+    out = np.zeros((len(names), len(classes)), np.uint8)
+    out[np.arange(len(names)), [column[name] for name in names]] = 1
+    return out, classes
+
+
+def unit_rows(rows: Float[np.ndarray, "n d"], name: str = "features", where: object = None) -> Bool[np.ndarray, " n"]:
+    """Which rows have unit length.
+
+    Raises:
+        InputError: A row is not finite, or zero.
+    """
+    finite = np.isfinite(rows).all(1)
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    for fine, what in ((finite, "not finite"), (norms > 0, "zero")):
+        if not fine.all():
+            raise InputError(
+                f"{name} features are {what}",
+                where=where,
+                why=f"for instance row {int(np.argmin(fine))}",
+                remedy="leave out the pair, or compute its features again",
+            )
+    return np.abs(norms - 1) < 1e-2
 
 
 def digest_arrays(*arrays: np.ndarray) -> str:
     """SHA-256 of arrays, their types and shapes."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for each in arrays:
-        found.update(f"{each.dtype}{each.shape}".encode() + np.ascontiguousarray(each).tobytes())
-    return found.hexdigest()
-
-
-def _guarded(path: Path, reader: Callable[[Path], Any]) -> Any:
-    try:
-        return reader(path)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, TypeError) as error:
-        raise InputError(
-            "the features cannot be read",
-            where=path,
-            why=" ".join(str(error).split())[:200] or type(error).__name__,
-            remedy="restore the file; arrays of Python objects are not read, as that would run code from the file",
-        ) from error
-
-
-def _npy(path: Path) -> np.ndarray:
-    return np.load(path, allow_pickle=False)
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _mat(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        head = file.read(128)
-    if b"MATLAB 7.3" in head:
-        # MATLAB stores columns first, HDF5 rows first: every array comes out transposed.
-        return {name: value.T for name, value in _hdf5(path).items()}
-    from scipy.io import loadmat
-
-    values: dict[str, np.ndarray] = loadmat(path, chars_as_strings=True)
-    return {name: value for name, value in values.items() if not name.startswith("__")}
-
-
-def _hdf5(path: Path) -> dict[str, np.ndarray]:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        found = {name: file[name][()] for name in file if isinstance(file[name], h5py.Dataset)}
-    return {name: _decoded(value) for name, value in found.items()}
-
-
-def _decoded(value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype.kind in "OS":  # texts, as HDF5 keeps them
-        return np.array([each.decode() if isinstance(each, bytes) else str(each) for each in array.ravel()])
-    return array
+        digest.update(f"{each.dtype}{each.shape}".encode() + np.ascontiguousarray(each).tobytes())
+    return digest.hexdigest()
 
 
 def _find(
     arrays: Mapping[str, np.ndarray], names: Sequence[str], parts: tuple[str, str], path: Path, what: str
 ) -> np.ndarray:
-    found = _optional(arrays, names, parts)
-    if found is None:
+    rows = _optional(arrays, names, parts)
+    if rows is None:
         raise InputError(
             f"the file holds no {what} features",
             where=path,
             why=f"its arrays are {', '.join(sorted(arrays)) or 'none'}",
             remedy=f"name the array {names[0]}",
         )
-    if found.ndim != 2 or found.dtype.kind not in "fiu":
+    if rows.ndim != 2 or rows.dtype.kind not in "fiu":
         raise InputError(
             f"the {what} features are no matrix of numbers",
             where=path,
-            why=f"{found.dtype} of shape {found.shape}",
+            why=f"{rows.dtype} of shape {rows.shape}",
             remedy="give one row of features a pair; raw pixels go through encode-features",
         )
-    return np.ascontiguousarray(found, np.float32)
+    return np.ascontiguousarray(rows, np.float32)
 
 
 def _optional(arrays: Mapping[str, np.ndarray], names: Sequence[str], parts: tuple[str, str]) -> np.ndarray | None:
@@ -400,24 +420,31 @@ def _optional(arrays: Mapping[str, np.ndarray], names: Sequence[str], parts: tup
     return None
 
 
-def _unit_rows(rows: np.ndarray, name: str, where: object) -> Bool[np.ndarray, " n"]:
-    finite = np.isfinite(rows).all(1)
-    if not finite.all():
+def _check_names(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Refuse arrays that divide the pairs, which nothing here would follow; name others that are not read."""
+    known = {*_IMAGE, *_TEXT, *_LABELS, *_IDS, *_OWN, *(part for parts in _PARTS for part in parts)}
+    others = sorted(set(arrays) - known)
+    divides = [name for name in others if _DIVISION.search(name)]
+    if divides:
         raise InputError(
-            f"{name} features are not finite",
-            where=where,
-            why=f"for instance row {int(np.argmin(finite))}",
-            remedy="leave out the pair, or compute its features again",
+            "the file divides the pairs itself, and that is not read",
+            where=path,
+            why=f"array {divides[0]!r}",
+            remedy="remove it and set queries apart with --queries, or give one file a part",
         )
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
-    if (norms == 0).any():
-        raise InputError(
-            f"{name} features are zero",
-            where=where,
-            why=f"for instance row {int(np.argmin(norms))}",
-            remedy="leave out the pair, or compute its features again",
-        )
-    return np.abs(norms - 1) < 1e-2
+    if others:
+        warnings.warn(f"{path}: not read: {', '.join(others[:8])}", ContrastiveWarning, stacklevel=3)
+
+
+def _origin(arrays: Mapping[str, np.ndarray], path: Path) -> Origin:
+    if "meta" not in arrays:
+        return Origin()
+    with reading(path, "the origin of the features cannot be read", "restore the file, or compute them again"):
+        values = json.loads(str(arrays["meta"]))
+        names = [values.get(field.name, field.default) for field in dataclasses.fields(Origin)]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("names of encoders are texts")
+        return Origin(*names)
 
 
 def _normalised(rows: np.ndarray) -> Float[np.ndarray, "n d"]:

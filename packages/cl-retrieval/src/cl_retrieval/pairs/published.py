@@ -1,13 +1,15 @@
 """The folders that MIRFlickr, NUS-WIDE, Wikipedia and Pascal Sentence are published as."""
 
 import re
+import warnings
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from contrastive_core.errors import InputError
+from contrastive_core.errors import ContrastiveWarning, InputError
+from contrastive_core.files import reading
 
-from cl_retrieval.pairs.raw import IMAGES, RawPairs, inside, joined_pairs
+from cl_retrieval.pairs.rows import IMAGES, RawPairs, inside, joined_pairs
 
 RARE_TAG = 20
 NUS_CONCEPTS = 10
@@ -55,11 +57,14 @@ def read_mirflickr(folder: Path, *, rare: int = RARE_TAG) -> RawPairs:
     for path in sorted((folder / "annotations").glob("*.txt")):
         if path.stem.endswith("_r1") or path.stem.lower() == "readme":
             continue
-        for line in _lines(path):
-            if line.isdigit() and int(line) in labels:
+        for number, line in enumerate(_lines(path), 1):
+            if not line.isdecimal():
+                raise InputError("a line is no number of an image", where=f"{path}, line {number}", why=f"got {line!r}")
+            if int(line) in labels:
                 labels[int(line)].append(path.stem)
     has_labels = any(labels.values())
     used = [n for n in numbers if kept[n] and (labels[n] or not has_labels)]
+    _name_rest(folder, len(used), len(numbers), f"the others have no tag that occurs {rare} times, or no label")
     return joined_pairs(
         [f"im{n}" for n in used],
         [folder / f"im{n}.jpg" for n in used],
@@ -90,6 +95,10 @@ def read_nus_wide(folder: Path, *, concepts: int = NUS_CONCEPTS) -> RawPairs:
             raise InputError(
                 "labels do not fit the image list", where=path, why=f"{len(column)} lines for {len(names)} images"
             )
+        if not set(column) <= {"0", "1"}:
+            raise InputError(
+                "labels are zeros and ones", where=path, why=f"got {sorted(set(column) - {'0', '1'})[0]!r}"
+            )
         columns[path.stem.removeprefix("Labels_")] = [value == "1" for value in column]
     frequent = sorted(columns, key=lambda name: -sum(columns[name]))[:concepts]
     root = next((each for each in (folder / "Flickr", folder / "images", folder) if each.is_dir()), folder)
@@ -103,6 +112,7 @@ def read_nus_wide(folder: Path, *, concepts: int = NUS_CONCEPTS) -> RawPairs:
             images.append(path)
             texts.append((", ".join(tags[number]),))
             labels.append(own)
+    _name_rest(folder, len(ids), len(names), f"the others are not of the {concepts} concepts, untagged or not there")
     return joined_pairs(ids, images, texts, labels, folder, folder)
 
 
@@ -116,9 +126,9 @@ def read_wikipedia(folder: Path) -> RawPairs:
     ids, images, texts, labels = [], [], [], []
     for part in ("trainset_txt_img_cat.list", "testset_txt_img_cat.list"):
         path = folder / part
-        for number, line in enumerate(_lines(path) if path.is_file() else [], 1):
+        for number, line in enumerate(_lines(path), 1):
             fields = line.split("\t")
-            if len(fields) != 3 or not fields[2].isdigit():
+            if len(fields) != 3 or not fields[2].isdecimal() or (names and not 0 < int(fields[2]) <= len(names)):
                 raise InputError(
                     "a line is not text, image and class", where=f"{path}, line {number}", why=f"got {line!r}"
                 )
@@ -126,7 +136,7 @@ def read_wikipedia(folder: Path) -> RawPairs:
             ids.append(f"{text}")
             images.append(pictures.get(image, folder / "images" / f"{Path(image).name}.jpg"))
             texts.append((_article(inside(folder / "texts", f"{text}.xml", path)),))
-            labels.append((names[int(kind) - 1] if 0 < int(kind) <= len(names) else kind,))
+            labels.append((names[int(kind) - 1] if names else kind,))
     return joined_pairs(ids, images, texts, labels, folder, folder)
 
 
@@ -145,30 +155,32 @@ def read_pascal(folder: Path) -> RawPairs:
 
 def _article(path: Path) -> str:
     """Text of an article. Files that define entities are refused: they can grow without bound."""
-    try:
-        raw = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError("an image has no text", where=path, why=error.strerror) from error
-    if "<!ENTITY" in raw or "<!DOCTYPE" in raw:
-        raise InputError("an article defines entities", where=path, remedy="remove its document type")
-    try:
+    with reading(path, "an article cannot be read", "restore the file, or leave out its pair"):
+        raw = path.read_bytes()
+        if b"<!ENTITY" in raw or b"<!DOCTYPE" in raw or b"\0" in raw:
+            raise InputError("an article defines entities", where=path, remedy="remove its document type")
         return " ".join(" ".join(ElementTree.fromstring(raw).itertext()).split())
-    except ElementTree.ParseError as error:
-        raise InputError("an article is no XML", where=path, why=str(error)) from error
 
 
 def _lines(path: Path) -> list[str]:
+    """Lines that are not empty; in Latin-1 where a set from before UTF-8 has it, with a note."""
+    with reading(path, "a file of the set cannot be read", "unpack the whole set"):
+        raw = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(
-            "a file of the set is missing", where=path, why=error.strerror, remedy="unpack the whole set"
-        ) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+        warnings.warn(f"{path}: not UTF-8, read as Latin-1", ContrastiveWarning, stacklevel=2)
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _name_rest(folder: Path, used: int, count: int, why: str) -> None:
+    if used < count:
+        warnings.warn(f"{folder}: {used} of {count} pairs are used; {why}", ContrastiveWarning, stacklevel=3)
 
 
 def _one(folder: Path, name: str) -> Path:
-    found = sorted(folder.rglob(name))
-    if not found:
+    paths = sorted(folder.rglob(name))
+    if not paths:
         raise InputError("a file of the set is missing", where=folder / name, remedy="unpack the whole set")
-    return found[0]
+    return paths[0]

@@ -1,94 +1,27 @@
-"""Image files with texts: tables, folders with captions, and COCO's captions."""
+"""Image files with texts: tables, folders with captions, COCO's captions, published sets."""
 
-import csv
-import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from contrastive_core.errors import InputError
-from jaxtyping import UInt8
+from contrastive_core.errors import ContrastiveWarning, InputError
+from contrastive_core.files import read_csv, read_json, read_json_lines, read_lines, reading
 from PIL import Image, ImageOps
 
-from cl_retrieval.pairs.features import check_ids
+from cl_retrieval.pairs.emoji import on_white
+from cl_retrieval.pairs.published import read_published
+from cl_retrieval.pairs.rows import RawPairs, Row, joined
 
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-OnMissing = Literal["refuse", "skip"]
-
-
-@dataclasses.dataclass(frozen=True)
-class RawPairs:
-    """Images with texts, row by row.
-
-    Attributes:
-        ids: One a pair, all different.
-        images: Image files.
-        texts: Sentences of each image; features of several are averaged.
-        labels: Names of each pair's classes; empty where there are none.
-        folder: What the image files lie in.
-    """
-
-    ids: tuple[str, ...]
-    images: tuple[Path, ...]
-    texts: tuple[tuple[str, ...], ...]
-    labels: tuple[tuple[str, ...], ...]
-    folder: Path
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def one_hot(self) -> tuple[UInt8[np.ndarray, "n c"] | None, tuple[str, ...]]:
-        """Labels as zeros and ones, and the names of the columns."""
-        classes = tuple(sorted({name for names in self.labels for name in names}))
-        if not classes:
-            return None, ()
-        place = {name: column for column, name in enumerate(classes)}
-        out = np.zeros((len(self), len(classes)), np.uint8)
-        for row, names in enumerate(self.labels):
-            out[row, [place[name] for name in names]] = 1
-        return out, classes
-
-
-def read_table(path: Path, *, images: Path | None = None) -> RawPairs:
-    """Read pairs from a table.
-
-    Args:
-        path: ``.jsonl`` of ``{"id", "image", "text", "labels"}``; ``.csv`` or ``.tsv`` with these columns (classes
-            separated by ``|``); ``.txt`` of ``file<TAB>text``; or COCO's ``.json`` of ``images`` and ``annotations``.
-            ``id`` may be absent: the file name serves. Rows of one image are its several sentences.
-        images: Folder of the image files; that of the table by default.
-
-    Raises:
-        InputError: An unreadable table, a row without image or text, an image outside the folder or missing, an id
-            that occurs for two images, or no pairs at all.
-    """
-    folder = (images or path.parent).resolve()
-    readers = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".txt": _captions, ".json": _coco}
-    if path.suffix not in readers:
-        raise InputError("the table is of no known kind", where=path, remedy=f"one of {', '.join(TABLES)}")
-    try:
-        rows = list(readers[path.suffix](path))
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("the pairs cannot be read", where=path, why=f"{type(error).__name__}: {error}") from error
-    return _joined(rows, folder, path)
-
-
-def read_folder(path: Path) -> RawPairs:
-    """Read a folder: a table (``pairs.jsonl``, ``pairs.csv``, ``captions.*``) with images, or a published set.
-
-    Raises:
-        InputError: The folder holds neither.
-    """
-    for name in ("pairs.jsonl", "pairs.csv", "captions.jsonl", "captions.csv", "captions.txt", "captions.json"):
-        if (path / name).is_file():
-            inside = path / "images"
-            return read_table(path / name, images=inside if inside.is_dir() and not _beside(path / name) else path)
-    from cl_retrieval.pairs.published import read_published
-
-    return read_published(path)
+TABLES = (".jsonl", ".csv", ".tsv", ".txt", ".json")
+_NAMES = {
+    "id": ("id", "pair_id"),
+    "image": ("image", "file", "file_name", "filename", "filepath", "image_path", "path"),
+    "text": ("text", "caption", "captions", "sentence", "sentences", "texts"),
+    "labels": ("labels", "label", "classes", "class", "category", "categories"),
+}
+"""How each field is called, here and elsewhere."""
 
 
 def read_pairs(path: Path) -> RawPairs:
@@ -104,148 +37,144 @@ def read_pairs(path: Path) -> RawPairs:
     raise InputError("the pairs are missing", where=path, remedy="name a table or a folder of images with texts")
 
 
+def read_folder(path: Path) -> RawPairs:
+    """Read a folder: a table (``pairs.*`` or ``captions.*``) with images, or a published set.
+
+    Raises:
+        InputError: The folder holds neither, or several tables.
+    """
+    names = {f"{stem}{suffix}" for stem in ("pairs", "captions") for suffix in TABLES}
+    tables = sorted(each for each in path.iterdir() if each.name.lower() in names and each.is_file())
+    if len(tables) > 1:
+        raise InputError(
+            "the folder holds several tables",
+            where=path,
+            why=", ".join(each.name for each in tables),
+            remedy="name the one that is meant",
+        )
+    return read_table(tables[0]) if tables else read_published(path)
+
+
+def read_table(path: Path) -> RawPairs:
+    """Read pairs from a table.
+
+    Args:
+        path: ``.jsonl`` of ``{"id", "image", "text", "labels"}``; ``.csv`` or ``.tsv`` with these columns (classes
+            separated by ``|``); ``.txt`` of ``file<TAB>text``; or ``.json``, COCO's of ``images`` and ``annotations``
+            or a list of rows. ``id`` may be absent: the file name serves. Rows of one image are its several sentences,
+            as is a list of texts. Images are named relative to the table's folder, or to ``images`` in it.
+
+    Raises:
+        InputError: An unreadable table, an unknown field, a row without image or text, an image outside the folder or
+            missing, an id that occurs for two images, or no pairs at all.
+    """
+    readers = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".txt": _captions, ".json": _json}
+    if path.suffix.lower() not in readers:
+        raise InputError("the table is of no known kind", where=path, remedy=f"one of {', '.join(TABLES)}")
+    return joined(readers[path.suffix.lower()](path), path.parent.resolve(), path)
+
+
 def open_image(path: Path) -> Image.Image:
     """An image as encoders take it: RGB, upright, on white where it is transparent, its first frame.
 
-    Raises:
-        InputError: The file is missing, no image, or truncated.
-    """
-    from cl_retrieval.pairs.emoji import on_white
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return on_white(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            "an image cannot be read", where=path, why=str(error), remedy="replace the file, or leave out its pair"
-        ) from error
-
-
-def inside(folder: Path, name: str, where: object) -> Path:
-    """A file below a folder.
+    Grey images of 16 bits are brought to 8 by their declared range.
 
     Raises:
-        InputError: The name leads out of it.
+        InputError: The file is missing, no image, truncated, or of a type without a range (32 bits, floats).
     """
-    found = (folder / name).resolve()
-    if not found.is_relative_to(folder.resolve()) or "\0" in name:
-        raise InputError(
-            "an image lies outside the folder of the pairs",
-            where=where,
-            why=f"got {name!r}",
-            remedy="name files relative to that folder, without '..'",
-        )
-    return found
-
-
-def joined_pairs(
-    ids: Sequence[str],
-    images: Sequence[Path],
-    texts: Sequence[tuple[str, ...]],
-    labels: Sequence[tuple[str, ...]],
-    folder: Path,
-    where: object,
-) -> RawPairs:
-    """Pairs, checked.
-
-    Raises:
-        InputError: None at all, ids that occur twice or are unusable, a pair without text, a missing image.
-    """
-    if not ids:
-        raise InputError("there are no pairs", where=where, remedy="give at least one image with a text")
-    check_ids(ids, where)
-    for name, image, sentences in zip(ids, images, texts, strict=True):
-        if not any(sentence.strip() for sentence in sentences):
+    with reading(path, "an image cannot be read", "replace the file, or leave out its pair"), Image.open(path) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format in ("PNG", "PPM")):
+            values = np.asarray(upright).astype(np.float64)
+            return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+        if upright.mode in ("I", "F"):
             raise InputError(
-                "an image has no text", where=where, why=f"pair {name!r}", remedy="give it one, or leave it out"
+                "the values of an image have no declared range",
+                where=path,
+                why=f"it holds {'whole numbers of 32 bits' if upright.mode == 'I' else 'floats'}",
+                remedy="save it with 8 or 16 bits",
             )
-        if not image.is_file():
-            raise InputError(
-                "a text has no image",
-                where=where,
-                why=f"the image {image.name!r} of pair {name!r} is missing",
-                remedy=f"put it into {folder}, or leave the pair out",
-            )
-    return RawPairs(tuple(ids), tuple(images), tuple(texts), tuple(labels), folder)
+        return on_white(upright)
 
 
-_Row = tuple[str, str, str, tuple[str, ...]]
+def _jsonl(path: Path) -> Iterator[Row]:
+    for number, value in read_json_lines(path):
+        yield _row(value, f"{path}, line {number}")
 
 
-def _joined(rows: list[_Row], folder: Path, where: Path) -> RawPairs:
-    """Rows of one id and one image are sentences of one pair."""
-    places: dict[str, int] = {}
-    images: list[str] = []
-    texts: list[list[str]] = []
-    labels: list[tuple[str, ...]] = []
-    for number, (name, image, text, classes) in enumerate(rows, 1):
-        if not image:
-            raise InputError(
-                "a text has no image", where=f"{where}, row {number}", remedy="name a file, or leave it out"
-            )
-        if name not in places:
-            places[name] = len(places)
-            images.append(image)
-            texts.append([])
-            labels.append(classes)
-        place = places[name]
-        if images[place] != image or text in texts[place]:
-            raise InputError(
-                "an id occurs twice",
-                where=where,
-                why=f"id {name!r}, again in row {number}",
-                remedy="give every pair its own id",
-            )
-        texts[place].append(text)
-    paths = [inside(folder, image, where) for image in images]
-    return joined_pairs(list(places), paths, [tuple(each) for each in texts], labels, folder, where)
-
-
-def _jsonl(path: Path) -> Iterator[_Row]:
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        if line.strip():
-            yield _row(json.loads(line))
-
-
-def _csv(path: Path) -> Iterator[_Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        if reader.fieldnames is None or not {"image", "text"} <= set(reader.fieldnames):
+def _csv(path: Path) -> Iterator[Row]:
+    for number, cells in read_csv(path, delimiter="\t" if path.suffix.lower() == ".tsv" else ","):
+        values: dict[str, Any] = _fields(cells, f"{path}, line {number}")
+        if not {"image", "text"} <= set(values):
             raise InputError(
                 "the table lacks a column",
                 where=path,
-                why=f"its columns are {reader.fieldnames}",
+                why=f"its columns are {', '.join(cells)}",
                 remedy="have the columns image and text, and id and labels if you like",
             )
-        for row in reader:
-            yield _row({**row, "labels": [each for each in (row.get("labels") or "").split("|") if each]})
+        if "labels" in values:
+            values["labels"] = values["labels"].split("|") if values["labels"] else None
+        yield _row(values, f"{path}, line {number}")
 
 
-def _captions(path: Path) -> Iterator[_Row]:
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+def _captions(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip():
-            image, tab, text = line.partition("\t")
-            yield _row({"image": image, "text": text if tab else ""})
+            cells = line.split("\t")
+            if len(cells) != 2:
+                raise InputError(
+                    "a line is not file, tab, text",
+                    where=f"{path}, line {number}",
+                    why=f"{len(cells) - 1} tabs",
+                    remedy="separate image file and text by one tab",
+                )
+            yield Row.of(None, cells[0].strip(), cells[1], None, f"{path}, line {number}")
 
 
-def _coco(path: Path) -> Iterator[_Row]:
-    values = json.loads(path.read_text(encoding="utf-8-sig"))
-    files = {each["id"]: each["file_name"] for each in values["images"]}
-    for each in values["annotations"]:
-        if each["image_id"] not in files:
-            raise InputError("a text has no image", where=path, why=f"caption of image {each['image_id']}")
-        yield str(each["image_id"]), files[each["image_id"]], " ".join(str(each["caption"]).split()), ()
+def _json(path: Path) -> Iterator[Row]:
+    values = read_json(path)
+    if isinstance(values, list):
+        yield from (_row(each, f"{path}, row {number}") for number, each in enumerate(values, 1))
+        return
+    with reading(path, "the captions cannot be read", "give COCO's images and annotations, or a list of rows"):
+        files = {each["id"]: each["file_name"] for each in values["images"]}
+        captions = [(each["image_id"], each["caption"]) for each in values["annotations"]]
+        silent = len(set(files) - {image for image, _ in captions})
+        if len(files) != len(values["images"]):
+            raise ValueError("two images have one id")
+    for number, (image, caption) in enumerate(captions, 1):
+        where = f"{path}, annotation {number}"
+        if image not in files:
+            raise InputError("a text has no image", where=where, why=f"caption of image {image}")
+        yield Row.of(image, files[image], caption, None, where)
+    if silent:
+        warnings.warn(f"{path}: {silent} of {len(files)} images have no caption", ContrastiveWarning, stacklevel=2)
 
 
-def _row(values: dict[str, Any]) -> _Row:
-    image, text = str(values.get("image") or ""), values.get("text")
-    labels = values.get("labels") or ()
-    names = (labels,) if isinstance(labels, str) else tuple(str(each) for each in labels)
-    name = str(values.get("id") or image)
-    return name, image, " ".join(str(text or "").split()), names
+def _row(values: Any, where: str) -> Row:
+    if not isinstance(values, dict):
+        raise InputError("a row is no set of fields", where=where, why=f"got {values!r}"[:200])
+    fields = _fields(values, where)
+    return Row.of(fields.get("id"), fields.get("image"), fields.get("text"), fields.get("labels"), where)
 
 
-def _beside(table: Path) -> bool:
-    """Whether the table names its images with their folder."""
-    return "images/" in table.read_text(encoding="utf-8-sig", errors="replace")[:4096]
+def _fields(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row's values by our names for them.
+
+    Raises:
+        InputError: A name is not known, or two names mean one field.
+    """
+    known = {name: field for field, names in _NAMES.items() for name in names}
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        field = known.get(name.strip().lower())
+        if field is None or field in out:
+            raise InputError(
+                "a field is not known" if field is None else "two fields mean the same",
+                where=where,
+                why=f"got {name!r} among {', '.join(values)}"[:200],
+                remedy=f"known are {', '.join(_NAMES)}; remove or rename others",
+            )
+        out[field] = value
+    return out

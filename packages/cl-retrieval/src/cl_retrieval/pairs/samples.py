@@ -35,14 +35,14 @@ def write_samples(out: Path, *, limit: int | None = None, overwrite: bool = Fals
         raise InputError("the folder exists already", where=out, remedy="name another, or pass --overwrite")
     if limit is not None and limit < 4:
         raise InputError("at least four pictures are needed", where="--limit", why=f"got {limit}")
-    found = openmoji()
+    drawings = openmoji()
     if limit is not None:
-        found = found[:: max(1, len(found) // limit)][:limit]
+        drawings = drawings[:: max(1, len(drawings) // limit)][:limit]
     out.parent.mkdir(parents=True, exist_ok=True)
     # Written beside and renamed as a whole: the folder is either complete or not there.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
         fresh = Path(temporary) / out.name
-        write_pictures(found, fresh)
+        write_pictures(drawings, fresh)
         fit_sample_encoder().save(fresh / "encoder")
         (fresh / "LICENCES.txt").write_text(LICENCES, encoding="utf-8")
         if out.exists():
