@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from contrastive_core import losses as L
 from torch import Tensor
 
-from cl_bench.results import Speed, race
+from cl_bench.measures import Speed, race
 
 ROWS = (16, 64, 256, 1024, 4096)
 """Rows of a view."""
@@ -31,7 +31,7 @@ def speed(rounds: int, rows: Sequence[int] = ROWS, width: int = 128) -> list[Spe
         width: Of an embedding.
 
     Returns:
-        One entry a loss and size, against the peer that was fastest there; ``notes`` hold threads and width.
+        One entry a loss and size, against the peer that was fastest there; ``notes`` hold the width.
     """
     entries = []
     for count in rows:
@@ -63,7 +63,7 @@ def _cell(name: str, ours: _Loss, peers: dict[str, _Loss], views: list[Tensor], 
 
         return run
 
-    notes = f"float32, width {width}, {torch.get_num_threads()} threads, {calls} calls a round"
+    notes = f"float32, width {width}, {calls} calls a round"
     return race(f"core: {name}", burst(ours), burst(peers[peer]), peer=peer, rounds=rounds, notes=notes)
 
 
