@@ -15,6 +15,7 @@ app.method(
     commands=[
         Command("sample-data", f"{_MPCL}:sample_data", "Write small simulated MR volumes with labels."),
         Command("prepare", f"{_MPCL}:prepare", "Raw NIfTI or DICOM scans into cases and split lists."),
+        Command("inspect", f"{_MPCL}:inspect", "What a folder of cases holds, and what would be refused."),
         Command("train", f"{_MPCL}:train", "Train MPCL or a baseline; leaves a run folder with a report."),
         Command("evaluate", f"{_MPCL}:evaluate", "Dice, Jaccard and surface distances of a run, case by case."),
         Command("predict", f"{_MPCL}:predict", "Segment new volumes and write NIfTI in their own space."),

@@ -107,8 +107,8 @@ def claims(
         trained = {arm: functools.partial(_trained, task, arm, steps) for arm in _ARMS}
         table += measure("mpcl", trained, seeds, condition=_TRAINED)
     notes = [
-        f"{task.name}: {len(task.data.labelled)} labelled, {len(task.data.unlabelled)} unlabelled, {len(task.test)} test "
-        f"volumes, drawn with seed 0; V-Net of width 8 with 3 downsamplings, patch "
+        f"{task.name}: {len(task.data.labelled)} labelled, {len(task.data.unlabelled)} unlabelled, "
+        f"{len(task.test)} test volumes, drawn with seed 0; V-Net of width 8 with 3 downsamplings, patch "
         f"{'x'.join(map(str, task.data.plan.patch))}, {steps} steps of 1 + 1 patches, last weights; k-means of at "
         f"most {_VOXELS} voxels a class in all arms",
         f"fixed features: the supervised network after {fixed_steps} steps, prototypes of all voxels of its labelled "

@@ -67,7 +67,7 @@ def squared_norms(x6: Float[Tensor, "b d u v w"], size: Sequence[int]) -> Float[
     blocks: dict[tuple[int, ...], Tensor] = {}
     for differing in itertools.product((0, 1), repeat=3):
         axes = [axis for axis in range(3) if differing[axis]]
-        total = None
+        products = []
         # The opposite corner gives the same product: take one of each two, twice.
         patterns = list(itertools.product((0, 1), repeat=len(axes)))
         for pattern in patterns[: max(1, len(patterns) // 2)]:
@@ -75,10 +75,8 @@ def squared_norms(x6: Float[Tensor, "b d u v w"], size: Sequence[int]) -> Float[
             for axis, side in zip(axes, pattern, strict=True):
                 steps = x6.shape[axis + 2] - 1
                 a, b = a.narrow(axis + 2, side, steps), b.narrow(axis + 2, 1 - side, steps)
-            product = (a * b).sum(1)
-            total = product if total is None else total + product
-        assert total is not None
-        blocks[differing] = total * (2 if axes else 1)
+            products.append((a * b).sum(1))
+        blocks[differing] = torch.stack(products).sum(0) * (2 if axes else 1)
     form = torch.cat(
         [torch.cat([torch.cat([blocks[i, j, k] for k in (0, 1)], 3) for j in (0, 1)], 2) for i in (0, 1)],
         1,

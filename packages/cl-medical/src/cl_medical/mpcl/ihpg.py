@@ -4,7 +4,8 @@ import dataclasses
 from typing import Literal
 
 import torch
-from contrastive_core.errors import InputError
+from contrastive_core.distributed import gather, gather_with_grad
+from contrastive_core.errors import require
 from contrastive_core.nn import match_prototypes, soft_kmeans
 from contrastive_core.nn.prototypes import Gradient
 from jaxtyping import Bool, Float, Int
@@ -47,16 +48,14 @@ class PrototypeSettings:
     max_voxels: int = 20_000
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError("a class needs at least one prototype", where="--k", why=f"got {self.k}")
-        counts = self.bins >= 3 and self.iterations >= 1 and self.max_voxels >= 0
-        if not counts or not 0 <= self.gap <= 1 or not 0 <= self.spatial_weight < float("inf"):
-            raise InputError(
-                "a setting of the prototypes is out of range",
-                where="--bins, --iterations, --max-voxels, --gap, --spatial-weight",
-                why=f"got {self.bins}, {self.iterations}, {self.max_voxels}, {self.gap}, {self.spatial_weight}",
-                remedy="use at least 3 bins, 1 iteration, 0 voxels, a gap in [0, 1], and a weight of 0 or more",
-            )
+        require(1 <= self.k <= 64, "--k", self.k, "1 to 64: a class needs at least one prototype")
+        require(3 <= self.bins <= 100_000, "--bins", self.bins, "3 to 100000 bins")
+        require(0 <= self.gap <= 1, "--gap", self.gap, "a distance in [0, 1]")
+        require(1 <= self.iterations <= 10_000, "--iterations", self.iterations, "1 to 10000")
+        require(
+            0 <= self.spatial_weight < 1e6, "--spatial-weight", self.spatial_weight, "a number that is not negative"
+        )
+        require(self.max_voxels >= 0, "--max-voxels", self.max_voxels, "a number that is not negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +125,7 @@ def histogram_seeds(
         [20, 50, 80]
     """
     bins = max(bins, 10 * count)
-    histogram = torch.bincount((intensity.double() * bins).long().clamp(0, bins - 1), minlength=bins).tolist()
+    histogram = torch.bincount(_bin_of(intensity, bins), minlength=bins).tolist()
     peaks = [i for i in range(1, bins - 1) if histogram[i - 1] < histogram[i] > histogram[i + 1]]
     ranked = sorted(range(bins), key=lambda i: -histogram[i])
     if len(peaks) < count:
@@ -211,18 +210,22 @@ def ihpg(
     *,
     reliability: Float[Tensor, "b x y z"] | None = None,
     sort: bool = True,
+    masked: bool = True,
+    gather: bool = False,
 ) -> Prototypes:
     """Prototypes of every class, averaged over the images of a batch.
 
     Args:
         x6: Feature maps.
         image: Images; their intensities choose the seeds.
-        labels: Class of every voxel.
+        labels: Class of every voxel; those below 0 are left out.
         classes: Classes C.
         settings: K and the rest.
         generator: Draws seeds and voxels; on the CPU.
         reliability: Voxels below 0.5 are left out.
         sort: Order each class's prototypes by intensity before averaging; otherwise by the rank of their peak.
+        masked: Average over the images that hold a class; otherwise over all, the absent ones as zeros (published).
+        gather: Average over the images of all processes, with exact gradients.
     """
     scaled = scale_intensity(image)
     use = None if reliability is None else reliability > 0.5
@@ -236,23 +239,28 @@ def ihpg(
         centers, intensity, share, present = (torch.stack(column) for column in zip(*rows, strict=True))
         part = Prototypes(centers, intensity.detach(), share.detach(), present)
         parts.append(part.sorted() if sort else part)
-    return average(parts)
+    return average(parts, masked=masked, over_processes=gather)
 
 
-def average(parts: list[Prototypes]) -> Prototypes:
-    """Mean over images, the k-th with the k-th, over the images a class is in."""
-    if len(parts) == 1:
+def average(parts: list[Prototypes], *, masked: bool = True, over_processes: bool = False) -> Prototypes:
+    """Mean over images, the k-th with the k-th.
+
+    Args:
+        parts: Prototypes of each image.
+        masked: Over the images a class is in; otherwise over all, as published.
+        over_processes: The images of all processes.
+    """
+    if len(parts) == 1 and not over_processes:
         return parts[0]
-    present = torch.stack([part.present for part in parts])
-    weight = present / present.sum(0).clamp_min(1)
-    mean = [
-        torch.einsum("bc,bc...->c...", weight.to(parts[0].centers), torch.stack(values))
-        for values in (
-            [part.centers for part in parts],
-            [part.intensity for part in parts],
-            [part.share for part in parts],
-        )
-    ]
+    centers, intensity, share, present = (
+        torch.stack([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Prototypes)
+    )
+    if over_processes:
+        centers = gather_with_grad(centers.flatten(1)).view(-1, *centers.shape[1:])
+        intensity, share, present = gather(intensity), gather(share), gather(present)
+    counted = present if masked else torch.ones_like(present)
+    weight = (counted / counted.sum(0).clamp_min(1)).to(centers)
+    mean = [torch.einsum("bc,bc...->c...", weight, values) for values in (centers, intensity, share)]
     return Prototypes(mean[0], mean[1], mean[2], present.any(0))
 
 
@@ -271,10 +279,15 @@ def _some(count: int, most: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)[:most]
 
 
+def _bin_of(values: Tensor, bins: int) -> Tensor:
+    """Bin of every value in [0, 1]: the product in single precision, in which levels such as 0.29 reach their bin."""
+    return (values.float() * bins).long().clamp(0, bins - 1)
+
+
 def _seed_voxels(values: Tensor, settings: PrototypeSettings, generator: torch.Generator) -> Tensor:
     """For every seed bin a random voxel inside it, or anywhere in the class if it is empty."""
     bins = max(settings.bins, 10 * settings.k)
-    own = (values.double() * bins).long().clamp(0, bins - 1)
+    own = _bin_of(values, bins)
     seeds = []
     for seed in histogram_seeds(values, settings.k, bins=settings.bins, gap=settings.gap):
         inside = (own == seed).nonzero()[:, 0]

@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from contrastive_core.errors import InputError
+from contrastive_core.errors import require
 from jaxtyping import Float
 from monai.networks.blocks.convolutions import Convolution
 from torch import Tensor, nn
@@ -20,48 +20,37 @@ class NetworkConfig:
 
     Attributes:
         width: Channels at full resolution; every scale below has twice as many.
-        downsamplings: Scales below the full resolution; patches divide by 2 to this power.
+        downsamplings: Scales below the full resolution; patches divide by 2 to this power. If absent, as many as the
+            training patch bears; 4 as published where there is none.
         heads: Output heads, trained with different losses and averaged.
         dropout: Rate of channel dropout below the last scale and before the heads; the paper's runs use none.
     """
 
     width: int = 16
-    downsamplings: int = 4
+    downsamplings: int | None = None
     heads: int = 4
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.heads < 1 or not 1 <= self.downsamplings <= 6:
-            raise InputError(
-                "the network's sizes do not make a network",
-                where="--network.width, --network.downsamplings, --network.heads",
-                why=f"got {self.width}, {self.downsamplings}, {self.heads}",
-                remedy="use positive numbers, and 1 to 6 downsamplings",
-            )
-        if not 0 <= self.dropout < 1:
-            raise InputError("dropout is a rate in [0, 1)", where="--network.dropout", why=f"got {self.dropout}")
+        require(1 <= self.width <= 1024, "--network.width", self.width, "1 to 1024 channels")
+        require(1 <= self.depth <= 6, "--network.downsamplings", self.depth, "1 to 6")
+        require(1 <= self.heads <= 64, "--network.heads", self.heads, "1 to 64")
+        require(0 <= self.dropout < 1, "--network.dropout", self.dropout, "a rate in [0, 1)")
+
+    @property
+    def depth(self) -> int:
+        """Downsamplings."""
+        return 4 if self.downsamplings is None else self.downsamplings
 
     @property
     def divisor(self) -> int:
         """What every side of a patch divides by."""
-        return int(2**self.downsamplings)
+        return int(2**self.depth)
 
     @property
     def feature_width(self) -> int:
         """Channels ``d`` of the feature map that prototypes live in."""
-        return int(self.width * 2 ** (self.downsamplings - 1))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "NetworkConfig":
-        """Rebuild from plain values.
-
-        Raises:
-            InputError: A value is missing, unknown or out of range.
-        """
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError("the network's description cannot be read", why=str(error)) from error
+        return int(self.width * 2 ** (self.depth - 1))
 
 
 class Output(NamedTuple):
@@ -98,7 +87,7 @@ class VNet(nn.Module):
     def __init__(self, config: NetworkConfig, classes: int, channels: int = 1) -> None:
         super().__init__()
         self.config, self.classes = config, classes
-        widths = [config.width * 2**scale for scale in range(config.downsamplings + 1)]
+        widths = [config.width * 2**scale for scale in range(config.depth + 1)]
         counts = [_CONVOLUTIONS[min(scale, len(_CONVOLUTIONS) - 1)] for scale in range(len(widths))]
         inputs = [channels, *widths[1:]]
         self.encoder = nn.ModuleList(_stage(inputs[i], widths[i], counts[i]) for i in range(len(widths)))
@@ -166,17 +155,3 @@ def _resample(inputs: int, outputs: int, *, up: bool = False) -> nn.Module:
 
 
 _NORM = ("INSTANCE", {"affine": False})
-
-
-def load_network(state: dict[str, Tensor], config: NetworkConfig, classes: int, channels: int = 1) -> VNet:
-    """A network with stored weights, in eval mode.
-
-    Raises:
-        InputError: The weights do not fit the description.
-    """
-    network = VNet(config, classes, channels)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError("the network's weights do not fit its description", why=str(error).splitlines()[-1]) from error
-    return network.eval()

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from cl_medical.mpcl.features import cosine_maps
 from cl_medical.mpcl.ihpg import Prototypes
+from cl_medical.volumes.metrics import IGNORED
 
 Positives = Literal["class", "same-index"]
+Reliability = Literal["log-c", "sum"]
 
 
 def supervised_loss(heads: Float[Tensor, "h b c x y z"], target: Int[Tensor, "b x y z"]) -> Float[Tensor, ""]:
@@ -23,10 +25,16 @@ def supervised_loss(heads: Float[Tensor, "h b c x y z"], target: Int[Tensor, "b 
 
     Args:
         heads: Logits; a head beyond the fourth starts again with cross-entropy.
-        target: Classes.
+        target: Classes; voxels below 0 do not count, here and in all losses below.
     """
-    losses = (F.cross_entropy, dice_loss, focal_loss, soft_iou_loss)
+    losses = (cross_entropy, dice_loss, focal_loss, soft_iou_loss)
     return torch.stack([losses[index % 4](logits, target) for index, logits in enumerate(heads)]).mean()
+
+
+def cross_entropy(logits: Float[Tensor, "b c x y z"], target: Int[Tensor, "b x y z"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the voxels that count; 0 if there are none."""
+    total = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+    return total / (target >= 0).sum().clamp_min(1)
 
 
 def dice_loss(
@@ -49,8 +57,8 @@ def focal_loss(
     logits: Float[Tensor, "b c x y z"], target: Int[Tensor, "b x y z"], gamma: float = 2.0
 ) -> Float[Tensor, ""]:
     """Focal loss whose factor ``(1 - p)^gamma`` carries no gradient, as in the official code."""
-    log_p = -F.cross_entropy(logits, target, reduction="none")
-    return -((1 - log_p.detach().exp()).pow(gamma) * log_p).mean()
+    log_p = -F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")  # 0 where nothing counts
+    return -((1 - log_p.detach().exp()).pow(gamma) * log_p).sum() / (target >= 0).sum().clamp_min(1)
 
 
 def fuse(
@@ -178,26 +186,27 @@ def prototype_cross_entropy(
     Args:
         x6: Feature maps.
         prototypes: Fused prototypes.
-        present: Classes without prototypes lose their logit, and their voxels are left out.
-        target: Classes, or pseudo-labels.
+        present: Classes without prototypes lose their logit, and their voxels add nothing.
+        target: Classes, or pseudo-labels; voxels below 0 do not count.
         scale: Factor on the cosines; 1 as published, which keeps the loss above log(1 + (C - 1) / e).
         weight: Reliability of every voxel.
 
     Returns:
-        Mean over all voxels of the weighted cross-entropy.
+        Mean of the weighted cross-entropy over the voxels that count.
     """
     classes, k, d = prototypes.shape
     cosines = cosine_maps(x6, prototypes.reshape(-1, d), target.shape[1:]).unflatten(1, (classes, k))
     logits = scale * cosines.amax(2)
     logits = logits.masked_fill(~present[:, None, None, None], float("-inf"))
-    known = present[target]
-    losses = F.cross_entropy(logits, torch.where(known, target, -100), ignore_index=-100, reduction="none")
+    counted = target >= 0
+    known = counted & present[target.clamp_min(0)]
+    losses = F.cross_entropy(logits, torch.where(known, target, IGNORED), ignore_index=IGNORED, reduction="none")
     losses = losses if weight is None else losses * weight
-    return losses.sum() / losses.numel()
+    return losses.sum() / counted.sum().clamp_min(1)
 
 
 def pseudo_labels(
-    logits: Float[Tensor, "b c x y z"], *, reliability: Literal["log-c", "sum"] = "log-c"
+    logits: Float[Tensor, "b c x y z"], *, reliability: Reliability = "log-c"
 ) -> tuple[Int[Tensor, "b x y z"], Float[Tensor, "b x y z"]]:
     """The teacher's labels and how far each is trusted (r of the paper's teacher branch).
 
@@ -230,6 +239,7 @@ def masked_mse(
 
 
 def _overlap(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    probability = logits.softmax(1).flatten(2)
-    truth = F.one_hot(target, logits.shape[1]).flatten(1, -2).transpose(1, 2).to(probability)
+    counted = (target >= 0).flatten(1)[:, None]
+    probability = logits.softmax(1).flatten(2) * counted
+    truth = F.one_hot(target.clamp_min(0), logits.shape[1]).flatten(1, -2).transpose(1, 2).to(probability) * counted
     return (probability * truth).sum(2), probability.sum(2), truth.sum(2)

@@ -1,16 +1,19 @@
-"""Which volumes a folder holds, which of them have labels, and how they are split."""
+"""Which volumes a folder holds, which of them have labels, and which lists divide them."""
 
 import dataclasses
+import re
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from contrastive_core.errors import InputError
-from contrastive_core.files import read_json
+from contrastive_core.errors import ContrastiveWarning, InputError
+from contrastive_core.files import read_lines
 
-from cl_medical.volumes.dicom import is_series
-from cl_medical.volumes.reading import HDF5, LA_FILE, NIFTI, case_name, is_volume
+from cl_medical.volumes.description import FILE, Description, read_description
+from cl_medical.volumes.hdf5 import has_label
+from cl_medical.volumes.names import case_name, entries, is_nifti, is_series, volumes_below
 
 LISTS = {
     "labelled": "train_lab.txt",
@@ -18,9 +21,17 @@ LISTS = {
     "validation": "val.txt",
     "test": "test.txt",
 }
-"""Text files that fix the splits, one case a line."""
+"""Text files that fix the splits, one case a line; as we write them."""
 
-_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
+_SYNONYMS = {
+    "labelled": ("train_lab", "train_labelled", "train_labeled", "labelled", "labeled"),
+    "unlabelled": ("train_unlab", "train_unlabelled", "train_unlabeled", "unlabelled", "unlabeled"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+_LIKE_A_LIST = re.compile(r"train|val|test|lab(el|$)|split|fold", re.IGNORECASE)
+_IMAGES = ("images", "imagestr", "image")
+_LABELS = ("labels", "labelstr", "label", "masks", "mask", "segmentations")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +61,8 @@ class CaseSet:
         classes: Names of the classes, background first; ``None`` if the folder does not tell.
         settings: What ``dataset.json`` recommends: ``patch``, ``stride``, ``scaling``, ``augment``.
         lists: Cases named by the split lists that are there, by split.
+        list_files: The lists' files, by split.
+        ignore: Value of voxels that do not count, if there is one.
     """
 
     folder: Path
@@ -57,118 +70,47 @@ class CaseSet:
     classes: tuple[str, ...] | None
     settings: Mapping[str, Any]
     lists: Mapping[str, Sequence[str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Names of the cases of every part.
-
-    Attributes:
-        labelled: Training cases whose labels are used.
-        unlabelled: Training cases whose labels, if any, are not looked at.
-        validation: Cases that choose the checkpoint.
-        test: Cases nothing is chosen on.
-    """
-
-    labelled: tuple[str, ...]
-    unlabelled: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        seen: dict[str, str] = {}
-        for part, names in dataclasses.asdict(self).items():
-            for name in names:
-                if name in seen:
-                    raise InputError(
-                        "a case stands in two splits",
-                        where=name,
-                        why=f"in {seen[name]} and {part}" if seen[name] != part else f"twice in {part}",
-                        remedy="name it in one list only",
-                    )
-                seen[name] = part
+    list_files: Mapping[str, Path]
+    ignore: int | None = None
 
 
 def read_cases(folder: Path | str) -> CaseSet:
     """Find the cases of a folder.
 
-    Layouts: ``images/`` and ``labels/`` (or ``imagesTr/``, ``labelsTr/``) with equal file names, an image being a NIfTI
-    file or a folder with a DICOM series; ``CASE/mri_norm2.h5``; ``CASE.h5``. An image without a label file is an
-    unlabelled case. ``dataset.json`` may name the classes (``labels``), the patients and recommended settings; without
-    it the intensities of HDF5 cases, which are published scaled, stay as they are.
+    Layouts: ``images/`` and ``labels/`` (also ``imagesTr/`` and ``labelsTr/``, with ``imagesTs/`` and ``labelsTs/`` as
+    test cases) with equal file names, an image being a NIfTI file or a folder with a DICOM series;
+    ``CASE/mri_norm2.h5``; ``CASE.h5``. An image without a label file is an unlabelled case. ``dataset.json`` may name
+    the classes (``labels``), the patients and recommended settings; without it the intensities of HDF5 cases, which are
+    published scaled, stay as they are.
 
     Raises:
-        InputError: There is no such folder, it holds no cases, a label has no image, ``dataset.json`` is malformed, or
-            a list names an unknown case.
+        InputError: There is no such folder, it holds no cases, two files are one case, a label has no image,
+            ``dataset.json`` is malformed, or a list has an unknown name or names an unknown case.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError("the data folder is missing", where=folder, remedy="check the path")
-    about = read_json(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
-    parts = (about, *(about.get(key, {}) for key in ("patients", "settings"))) if isinstance(about, dict) else (about,)
-    if not all(isinstance(part, dict) for part in parts):
-        raise InputError(
-            "the data set's description is malformed",
-            where=folder / "dataset.json",
-            why="it, its `patients` and its `settings` are mappings",
-        )
-    patients = about.get("patients", {})
+    about = read_description(folder)
     pairs = _pairs(folder)
-    found = pairs or _hdf5(folder)
-    if not found:
+    held_out = _held_out(folder, set(pairs))
+    files = {**pairs, **held_out} or _hdf5(folder)
+    if not files:
         raise InputError(
             "the folder holds no cases",
             where=folder,
             why="neither images/ beside labels/ nor .h5 files are in it",
             remedy="lay NIfTI files out as images/CASE.nii.gz and labels/CASE.nii.gz, or run `cl-medical mpcl prepare`",
         )
-    cases = {
-        name: Case(name, image, label, str(patients.get(name, name))) for name, (image, label) in sorted(found.items())
-    }
-    settings = about.get("settings", {} if pairs else {"scaling": "none"})
-    return CaseSet(folder, cases, _classes(about, folder), settings, _lists(folder, cases))
+    patients = _patients(about, files, folder)
+    cases = {name: Case(name, image, label, patients.get(name, name)) for name, (image, label) in sorted(files.items())}
+    settings = about.settings if about.settings is not None else {} if pairs else {"scaling": "none"}
+    lists, list_files = _lists(folder, cases)
+    if held_out and "test" not in lists:
+        lists["test"], list_files["test"] = sorted(held_out), _folder(folder, ("labelsts",)) or folder
+    return CaseSet(folder, cases, about.classes, settings, lists, list_files, about.ignore)
 
 
-def make_split(
-    data: CaseSet, *, labelled: int, validation: int | None = None, test: int | None = None, seed: int = 0
-) -> Split:
-    """Fix the parts: by the folder's lists where it has them, else by a seeded draw of whole patients.
-
-    With a list of labelled training cases its first ones train with their labels, and what no list names is left out;
-    parts without a list are empty, except that ``validation`` takes the last cases of the labelled list. With lists of
-    other parts only, the rest is drawn.
-
-    Args:
-        data: The cases.
-        labelled: Labelled cases to train with; further ones train as unlabelled.
-        validation: Cases to choose the checkpoint on; when drawn, a tenth of the labelled ones if absent.
-        test: Cases held out; when drawn, a fifth of the labelled ones if absent.
-        seed: Seed of the draw.
-
-    Raises:
-        InputError: There are not as many labelled cases, a patient stands in two lists, or a size is given for a part
-            that a list fixes.
-    """
-    for part, count in (("labelled", labelled), ("validation", validation), ("test", test)):
-        if count is None:
-            continue
-        if count < (1 if part == "labelled" else 0):
-            least = "training needs a labelled case" if part == "labelled" else "a split cannot be negative"
-            raise InputError(least, where=f"--{part}", why=f"got {count}")
-        if part != "labelled" and (part in data.lists or ("labelled" in data.lists and part == "test" and count > 0)):
-            raise InputError(
-                "the folder's lists fix this part",
-                where=f"--{part}",
-                why=f"{data.folder / LISTS[part if part in data.lists else 'labelled']} is there",
-                remedy="leave the option out, or remove the list",
-            )
-    listed = "labelled" in data.lists
-    split = _listed(data, labelled, validation or 0) if listed else _drawn(data, labelled, validation, test, seed)
-    _check_patients(data, split)
-    return split
-
-
-def found_classes(values: Set[int], folder: Path, *, merge: bool) -> tuple[str, ...]:
+def numbered_classes(values: Set[int], folder: Path, *, merge: bool) -> tuple[str, ...]:
     """Names for the values that a folder's label maps hold, where nothing says what they stand for.
 
     Args:
@@ -192,198 +134,112 @@ def found_classes(values: Set[int], folder: Path, *, merge: bool) -> tuple[str, 
     return ("background", *(f"class {index}" for index in structures))
 
 
-def _pairs(folder: Path) -> dict[str, tuple[Path, Path | None]]:
-    for images, labels in _PAIRS:
-        if not (folder / images).is_dir():
-            continue
-        found = {
-            case_name(entry): entry
-            for entry in sorted((folder / images).iterdir())
-            if is_volume(entry) or is_series(entry)
-        }
-        known = {
-            case_name(entry): entry
-            for entry in (sorted((folder / labels).iterdir()) if (folder / labels).is_dir() else [])
-            if is_volume(entry)
-        }
-        orphans = sorted(set(known) - set(found))
-        if orphans:
-            raise InputError(
-                "a label map has no image",
-                where=known[orphans[0]],
-                why=f"{len(orphans)} of {len(known)} label maps have none in {images}/",
-                remedy="add the image under the same name, or move the label map away",
-            )
-        return {name: (image, known.get(name)) for name, image in found.items()}
-    return {}
+def _folder(folder: Path, names: Sequence[str]) -> Path | None:
+    """The one folder inside that has one of the names, in any letter case."""
+    known = [entry for entry in entries(folder) if entry.is_dir() and entry.name.lower() in names]
+    if len(known) > 1:
+        raise InputError(
+            "two folders may be meant", where=folder, why=" and ".join(entry.name for entry in known), remedy="keep one"
+        )
+    return known[0] if known else None
+
+
+def _pairs(
+    folder: Path, image_names: Sequence[str] = _IMAGES, label_names: Sequence[str] = _LABELS
+) -> dict[str, tuple[Path, Path | None]]:
+    """Images and label maps by case."""
+    images, labels = _folder(folder, image_names), _folder(folder, label_names)
+    if images is None:
+        return {}
+    found = volumes_below(images)
+    if is_series(images):
+        raise InputError(
+            "DICOM slices lie beside each other", where=images, remedy="give each series a folder of its own in it"
+        )
+    known = volumes_below(labels) if labels is not None else {}
+    found = _one_channel(found, known)
+    orphans = sorted(set(known) - set(found))
+    if orphans:
+        raise InputError(
+            "a label map has no image",
+            where=known[orphans[0]],
+            why=f"{len(orphans)} of {len(known)} label maps have none in {images.name}/",
+            remedy="add the image under the same name, or move the label map away",
+        )
+    return {name: (image, known.get(name)) for name, image in found.items()}
+
+
+def _one_channel(images: dict[str, Path], labels: dict[str, Path]) -> dict[str, Path]:
+    """Images by case where they are named as nnU-Net's channels: ``CASE_0000.nii.gz``."""
+    if not all(name.endswith("_0000") for name in images) or any(name in labels for name in images):
+        return images
+    return {name.removesuffix("_0000"): path for name, path in images.items()}
+
+
+def _held_out(folder: Path, training: Set[str]) -> dict[str, tuple[Path, Path | None]]:
+    """Test cases that lie beside the training ones (``imagesTs`` with ``labelsTs``)."""
+    cases = _pairs(folder, ("imagests",), ("labelsts",))
+    labelled = {name: files for name, files in cases.items() if files[1] is not None}
+    if len(labelled) < len(cases):
+        text = f"{len(cases) - len(labelled)} images in imagesTs have no label map and are not used"
+        warnings.warn(text, ContrastiveWarning, stacklevel=3)
+    both = sorted(set(labelled) & set(training))
+    if both:
+        raise InputError("a case is both for training and for testing", where=folder, why=both[0])
+    return labelled
 
 
 def _hdf5(folder: Path) -> dict[str, tuple[Path, Path | None]]:
-    flat = [entry for entry in sorted(folder.iterdir()) if entry.name.endswith(HDF5)]
-    nested = sorted(folder.glob(f"*/{LA_FILE}"))
-    found = {case_name(path): path for path in (*flat, *nested)}
-    return {name: (path, path if _has_label(path) else None) for name, path in found.items()}
-
-
-def _has_label(path: Path) -> bool:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            return "label" in file
-    except OSError as error:
-        raise InputError("an HDF5 file cannot be read", where=path, why=str(error)[:200]) from error
-
-
-def _classes(about: Mapping[str, Any], folder: Path) -> tuple[str, ...] | None:
-    labels = about.get("labels", about.get("classes"))
-    if labels is None:
-        return None
-    if isinstance(labels, dict):  # the Decathlon's {"0": "background", ...}, or nnU-Net's {"background": 0, ...}
-        pairs = labels.items() if all(str(k).isdigit() for k in labels) else [(v, k) for k, v in labels.items()]
-        numbered = {int(k) if str(k).isdigit() else str(k): str(v) for k, v in pairs}
-        if set(numbered) != set(range(len(numbered))):
-            raise InputError(
-                "the classes of a data set are not numbered 0 to C - 1",
-                where=folder / "dataset.json",
-                why=f"found {', '.join(map(str, numbered))}",
-            )
-        labels = [numbered[index] for index in range(len(numbered))]
-    if not isinstance(labels, list):
+    files = volumes_below(folder)
+    others = [path for path in files.values() if path.is_dir() or is_nifti(path)]
+    if others:
         raise InputError(
-            "the classes of a data set are malformed",
-            where=folder / "dataset.json",
-            why=f"`labels` is {labels!r}",
-            remedy='use {"0": "background", "1": "structure"}',
+            "the folder has no images/ beside labels/",
+            where=folder,
+            why=f"but volumes such as {others[0].relative_to(folder)}",
+            remedy="lay them out as images/CASE.nii.gz and labels/CASE.nii.gz; a DICOM series is a folder in images/",
         )
-    return tuple(str(name) for name in labels)
+    return {name: (path, path if has_label(path) else None) for name, path in files.items()}
 
 
-def _lists(folder: Path, cases: Mapping[str, Case]) -> dict[str, list[str]]:
+def _patients(about: Description, files: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    named = {unicodedata.normalize("NFC", case): patient for case, patient in about.patients.items()}
+    unknown = sorted(set(named) - set(files))
+    if unknown:
+        raise InputError("`patients` names a case that is not there", where=folder / FILE, why=repr(unknown[0]))
+    return named
+
+
+def _lists(folder: Path, cases: Mapping[str, Case]) -> tuple[dict[str, list[str]], dict[str, Path]]:
+    parts = {name: part for part, names in _SYNONYMS.items() for name in names}
     lists: dict[str, list[str]] = {}
-    for part, file in LISTS.items():
-        if not (folder / file).is_file():
+    files: dict[str, Path] = {}
+    for path in entries(folder):
+        if not path.is_file() or path.suffix.lower() != ".txt":
             continue
-        lines = (folder / file).read_text(encoding="utf-8").split()
-        names = [case_name(folder / line) for line in lines]
-        unknown = [name for name in names if name not in cases]
-        if unknown:
-            raise InputError(
-                "a split list names a case that is not there",
-                where=folder / file,
-                why=f"{unknown[0]} ({len(unknown)} of {len(names)})",
-                remedy="add the case, or take it off the list",
-            )
-        lists[part] = names
-    return lists
-
-
-def _listed(data: CaseSet, labelled: int, validation: int) -> Split:
-    lists = {part: list(data.lists.get(part, ())) for part in LISTS}
-    _check_judged(data)
-    with_label = [name for name in lists["labelled"] if data.cases[name].label is not None]
-    _enough(len(with_label) - validation, labelled, data.folder / LISTS["labelled"])
-    held = with_label[len(with_label) - validation :]
-    rest = [name for name in lists["labelled"] if name not in {*with_label[:labelled], *held}]
-    return Split(
-        tuple(with_label[:labelled]),
-        (*rest, *lists["unlabelled"]),
-        (*lists["validation"], *held),
-        tuple(lists["test"]),
-    )
-
-
-def _check_judged(data: CaseSet) -> None:
-    for part in ("validation", "test"):
-        for name in data.lists.get(part, ()):
-            if data.cases[name].label is None:
-                raise InputError("a case to be judged has no label", where=name, why=f"it is listed in {LISTS[part]}")
-
-
-def _drawn(data: CaseSet, labelled: int, validation: int | None, test: int | None, seed: int) -> Split:
-    _check_judged(data)
-    listed = {part: tuple(data.lists.get(part, ())) for part in LISTS}
-    free = [case for case in data.cases.values() if not any(case.name in names for names in listed.values())]
-    with_label = [case for case in free if case.label is not None]
-    without = [*(case.name for case in free if case.label is None), *listed["unlabelled"]]
-    wanted = {
-        "test": 0 if "test" in data.lists else len(with_label) // 5 if test is None else test,
-        "validation": 0 if "validation" in data.lists else len(with_label) // 10 if validation is None else validation,
-        "labelled": labelled,
-    }
-    blind = {data.cases[name].patient for name in without}
-    groups: dict[str, list[str]] = {}
-    for case in with_label:
-        groups.setdefault(case.patient, []).append(case.name)
-    order = [sorted(groups)[index] for index in np.random.default_rng(seed).permutation(len(groups))]
-    parts: dict[str, list[str]] = {part: [] for part in wanted}
-    unlabelled = list(without)
-    for patient in order:
-        names = groups[patient]
-        # A patient with an unlabelled scan trains: judging on the labelled one would leak.
-        options = ("labelled",) if patient in blind else ("test", "validation", "labelled")
-        room = [part for part in options if len(parts[part]) + len(names) <= wanted[part]]
-        (parts[room[0]] if room else unlabelled).extend(names)
-    _enough(len(parts["labelled"]), labelled, data.folder)
-    return Split(
-        tuple(parts["labelled"]),
-        tuple(unlabelled),
-        (*listed["validation"], *parts["validation"]),
-        (*listed["test"], *parts["test"]),
-    )
-
-
-def _check_patients(data: CaseSet, split: Split) -> None:
-    where: dict[str, str] = {}
-    for part, names in (
-        ("training", (*split.labelled, *split.unlabelled)),
-        ("validation", split.validation),
-        ("test", split.test),
-    ):
-        for name in names:
-            patient = data.cases[name].patient
-            if where.setdefault(patient, part) != part:
+        part = parts.get(path.stem.lower())
+        if part is None:
+            if _LIKE_A_LIST.search(path.stem):
                 raise InputError(
-                    "a patient stands in two splits",
-                    where=name,
-                    why=f"patient {patient} is in {where[patient]} and {part}",
-                    remedy="keep all scans of a patient in one list",
+                    "a list of cases has an unknown name",
+                    where=path,
+                    remedy=f"name it {', '.join(LISTS.values())}, or move it away",
                 )
-
-
-def _enough(found: int, wanted: int, where: Path) -> None:
-    if found < wanted:
-        raise InputError(
-            "there are fewer labelled cases than asked for" if found else "there is no labelled case to train on",
-            where=where,
-            why=f"{found} for training, {wanted} asked for",
-            remedy="lower --labelled, --validation or --test, or add label maps",
-        )
-
-
-def find_volumes(paths: Sequence[Path]) -> list[Path]:
-    """Volumes named one by one, or all those of a folder.
-
-    Args:
-        paths: Files, DICOM series, or folders with files and series.
-
-    Raises:
-        InputError: A path is missing, or a folder holds no volume.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise InputError("a volume is missing", where=path, remedy="check the path")
-        if path.is_file() or is_series(path):
-            found.append(path)
             continue
-        inside = [entry for entry in sorted(path.iterdir()) if is_volume(entry) or is_series(entry)]
-        inside += sorted(path.glob(f"*/{LA_FILE}"))
-        if not inside:
-            raise InputError(
-                "a folder holds no volume",
-                where=path,
-                remedy=f"name a folder with {', '.join(NIFTI + HDF5)} files or DICOM series",
-            )
-        found += inside
-    return found
+        if part in files:
+            raise InputError("two lists name one part", where=path, why=f"{files[part].name} is there too")
+        lists[part], files[part] = _list(path, folder, cases), path
+    return lists, files
+
+
+def _list(path: Path, folder: Path, cases: Mapping[str, Case]) -> list[str]:
+    names = [case_name(folder / line.strip()) for line in read_lines(path) if line.strip()]
+    unknown = [name for name in names if name not in cases]
+    if unknown:
+        raise InputError(
+            "a split list names a case that is not there",
+            where=path,
+            why=f"{unknown[0]!r} ({len(unknown)} of {len(names)})",
+            remedy="add the case, or take it off the list",
+        )
+    return names

@@ -1,11 +1,12 @@
 """From a scanner's grid to the network's and back: orientation, spacing, intensity scale."""
 
 import dataclasses
-from typing import Any, Literal, get_args
+import math
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from contrastive_core.errors import InputError
+from contrastive_core.errors import InputError, require
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.array import Orientation, ResampleToMatch, Spacing
 
@@ -28,10 +29,10 @@ class Preprocessing:
     spacing: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.window[0] >= self.window[1]:
-            raise InputError("the window is empty", where="--window", why=f"got {self.window}")
-        if self.spacing is not None and min(self.spacing) <= 0:
-            raise InputError("voxel sides are positive", where="--spacing", why=f"got {self.spacing}")
+        low, high = self.window
+        require(-math.inf < low < high < math.inf, "--window", self.window, "a low and a higher number")
+        sides = self.spacing
+        require(sides is None or all(0 < side < 1e4 for side in sides), "--spacing", sides, "positive sides in mm")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
@@ -50,7 +51,7 @@ class Preprocessing:
             )
         try:
             low, high = (float(value) for value in values["window"])
-            x, y, z = (0.0, 0.0, 0.0) if sides is None else (float(side) for side in sides)
+            x, y, z = (1.0, 1.0, 1.0) if sides is None else (float(side) for side in sides)
         except (TypeError, ValueError) as error:
             raise InputError(
                 "a window is two numbers, a spacing three", where="--window, --spacing", why=str(error)
@@ -101,8 +102,8 @@ class Preprocessing:
                 low, high = float(x.min()), float(x.max())
             x = ((x - low) / (high - low)).clamp(0, 1)
         elif self.scaling == "z-score":
-            inside = x[x != 0]
-            x = (x - inside.mean()) / inside.std(correction=0).clamp_min(1e-8)
+            inside = x[x != 0].double()  # squares of large values overflow in single precision
+            x = (x - float(inside.mean())) / max(float(inside.std(correction=0)), 1e-8)
         elif self.scaling == "ct":
             low, high = self.window
             x = ((x - low) / (high - low)).clamp(0, 1)
@@ -125,5 +126,4 @@ def _reorient(volume: MetaTensor, codes: str) -> MetaTensor:
 
 def _meta(volume: torch.Tensor) -> MetaTensor:
     """MONAI's transforms say they return a tensor; of a MetaTensor it is one."""
-    assert isinstance(volume, MetaTensor)
-    return volume
+    return cast(MetaTensor, volume)

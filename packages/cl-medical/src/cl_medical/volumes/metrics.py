@@ -9,6 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 from scipy import ndimage
 
+IGNORED = -1
+"""Class of voxels that neither losses nor metrics count."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Distances:
@@ -104,7 +107,7 @@ def case_metrics(
 
     Args:
         prediction: Predicted classes.
-        reference: True classes.
+        reference: True classes; voxels below 0 do not count, neither here nor there.
         classes: Names, background first.
         spacing: Voxel sides in mm.
 
@@ -112,11 +115,10 @@ def case_metrics(
         ``class``, ``dice``, ``jaccard``, each distance in ``_vox`` and ``_mm``, and ``empty``: whether prediction or
         reference hold nothing, which makes distances the volume's diagonal.
     """
+    counted = reference >= 0
     rows = []
-    for label, name in enumerate(classes):
-        if label == 0:
-            continue
-        p, g = prediction == label, reference == label
+    for label, name in enumerate(classes[1:], start=1):
+        p, g = (prediction == label) & counted, reference == label
         row: dict[str, Any] = {"class": name, "dice": dice(p, g), "jaccard": jaccard(p, g)}
         for unit, sides in (("vox", (1.0, 1.0, 1.0)), ("mm", spacing)):
             row |= {f"{key}_{unit}": value for key, value in dataclasses.asdict(surface_distances(p, g, sides)).items()}
@@ -124,8 +126,29 @@ def case_metrics(
     return rows
 
 
+def confusion(
+    prediction: Integer[np.ndarray, "x y z"], reference: Integer[np.ndarray, "x y z"], classes: int
+) -> Integer[np.ndarray, "c c"]:
+    """Voxels by their true class (rows) and their predicted one (columns); references below 0 do not count.
+
+    Example:
+        >>> reference = np.array([[[0, 1, 1, -1]]])
+        >>> confusion(np.array([[[0, 1, 0, 1]]]), reference, 2).tolist()
+        [[1, 0], [1, 1]]
+    """
+    counted = reference >= 0
+    pairs = reference[counted].astype(np.int64) * classes + prediction[counted]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation of every metric over all rows."""
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
     table: dict[str, Float[np.ndarray, " n"]] = {name: np.array([row[name] for row in rows]) for name in names}
     return {name: {"mean": float(values.mean()), "sd": float(values.std())} for name, values in table.items()}
+
+
+def summarise_classes(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """:func:`summarise` of each class by itself, so that one that is never found does not hide in the mean."""
+    names = dict.fromkeys(row["class"] for row in rows)
+    return {name: summarise([row for row in rows if row["class"] == name]) for name in names}

@@ -1,19 +1,24 @@
 """Raw scans into the layout that training reads: NIfTI cases, split lists, ``dataset.json``."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from contrastive_core.errors import InputError
-from contrastive_core.files import write_json, write_text
+from contrastive_core.errors import ContrastiveWarning
+from contrastive_core.files import refuse_filled, write_json, write_text
 from monai.data.meta_tensor import MetaTensor
 
-from cl_medical.volumes.cases import LISTS, Case, CaseSet, Split, found_classes, make_split, read_cases
+from cl_medical.volumes.cases import LISTS, Case, CaseSet, numbered_classes, read_cases
+from cl_medical.volumes.description import FILE
 from cl_medical.volumes.grid import Preprocessing, Scaling
-from cl_medical.volumes.reading import read_image, read_pair, write_nifti
+from cl_medical.volumes.metrics import IGNORED
+from cl_medical.volumes.nifti import write_nifti
+from cl_medical.volumes.reading import read_image, read_pair
+from cl_medical.volumes.splits import Split, SplitSettings, make_split
 
 Task = Literal["general", "la", "pancreas", "brats"]
 
@@ -64,12 +69,9 @@ def prepare_cases(
     raw: Path | str,
     out: Path | str,
     *,
-    task: Task,
+    task: Task = "general",
     merge: bool = False,
-    labelled: int,
-    validation: int | None,
-    test: int | None,
-    seed: int,
+    split: SplitSettings = SplitSettings(),
 ) -> tuple[CaseSet, Split]:
     """Write the cases of a raw folder in the layout training reads.
 
@@ -81,69 +83,89 @@ def prepare_cases(
         out: New or empty folder.
         task: Preset.
         merge: Take all structures as one, whatever the preset says.
-        labelled: Labelled training cases.
-        validation: Validation cases.
-        test: Test cases.
-        seed: Seed of the split.
+        split: Sizes of the parts.
+
+    Returns:
+        The cases as written, and their split.
 
     Raises:
         InputError: A case cannot be used, ``out`` is not empty, or there are too few labelled cases.
     """
     data, out, preset = read_cases(raw), Path(out), TASKS[task]
     preset = dataclasses.replace(preset, merge=preset.merge or merge)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("the output folder is not empty", where=out, remedy="name a new folder")
+    refuse_filled(out, overwrite=False)
     patients: dict[str, str] = {}
     values: set[int] = set()
     # Everything is read once before anything is written: a bad case leaves no half-made folder.
     for case in data.cases.values():
-        image, label = _prepared(case, preset, data.classes)
-        patients[case.name] = str(image.meta.get("patient") or case.patient)
+        image, label = _prepared(case, preset, data)
+        patients[case.name] = str(image.meta["patient"]) if case.patient == case.name else case.patient
         if label is not None:
-            values |= set(label.unique().tolist())
+            values |= set(label.unique().tolist()) - {IGNORED}
+    patients = _told_apart(patients)
     cases = {name: dataclasses.replace(case, patient=patients[name]) for name, case in data.cases.items()}
     data = dataclasses.replace(data, cases=cases)
     known = None if preset.merge and len(data.classes or ()) > 2 else data.classes
-    classes = preset.classes or known or found_classes(values, data.folder, merge=preset.merge)
-    split = make_split(data, labelled=labelled, validation=validation, test=test, seed=seed)
+    classes = preset.classes or known or numbered_classes(values, data.folder, merge=preset.merge)
+    parts = make_split(data, split)
+    ignore = None if data.ignore is None else len(classes)
     for case in data.cases.values():
-        image, label = _prepared(case, preset, data.classes)
+        image, label = _prepared(case, preset, data)
         write_nifti(out / "images" / f"{case.name}.nii.gz", image.numpy()[0], image)
         if label is not None:
-            write_nifti(out / "labels" / f"{case.name}.nii.gz", label.numpy()[0].astype(np.uint8), label)
-    for part, names in dataclasses.asdict(split).items():
+            stored = np.where(label.numpy()[0] == IGNORED, ignore or 0, label.numpy()[0])
+            write_nifti(out / "labels" / f"{case.name}.nii.gz", stored.astype(np.min_scalar_type(stored.max())), label)
+    for part, names in dataclasses.asdict(parts).items():
         write_text(out / LISTS[part], "".join(f"{name}\n" for name in names))
-    write_json(
-        out / "dataset.json",
-        {
-            "name": data.folder.name,
-            "task": task,
-            "labels": {str(index): name for index, name in enumerate(classes)},
-            "patients": {name: patient for name, patient in patients.items() if patient != name},
-            "settings": preset.settings,
-        },
-    )
-    return read_cases(out), split
+    names = [*classes, *(["ignore"] if ignore is not None else [])]
+    about = {
+        "name": data.folder.name,
+        "task": task,
+        "labels": {str(index): name for index, name in enumerate(names)},
+        "patients": {name: patient for name, patient in patients.items() if patient != name},
+        "settings": preset.settings,
+    }
+    write_json(out / FILE, about)
+    return read_cases(out), parts
 
 
-def _prepared(case: Case, preset: TaskPreset, classes: Sequence[str] | None) -> tuple[MetaTensor, MetaTensor | None]:
+def _told_apart(patients: dict[str, str]) -> dict[str, str]:
+    """Patients by case; ids that say nothing are replaced by the case's name.
+
+    Where all series name one patient, as anonymised ones do, each case is taken as a patient of its own, with a note.
+    """
+    series = {name: patient for name, patient in patients.items() if patient}
+    if len(patients) > 1 and len(series) == len(patients) and len(set(series.values())) == 1:
+        patient = next(iter(series.values()))
+        warnings.warn(
+            f"all {len(patients)} cases name the patient {patient!r}, as anonymised ones do: each is taken as a "
+            "patient of its own; name the patients in dataset.json if that is wrong",
+            ContrastiveWarning,
+            stacklevel=2,
+        )
+        return {name: name for name in patients}
+    return {name: patient or name for name, patient in patients.items()}
+
+
+def _prepared(case: Case, preset: TaskPreset, data: CaseSet) -> tuple[MetaTensor, MetaTensor | None]:
     plan = Preprocessing(scaling="none", spacing=preset.spacing)
     if case.label is None:
         image, label = read_image(case.image), None
     else:
-        image, label = read_pair(case.image, case.label, None if preset.merge or classes is None else len(classes))
-    meta = dict(image.meta)
+        classes = None if preset.merge or data.classes is None else len(data.classes)
+        image, label = read_pair(case.image, case.label, classes, data.ignore)
+    patient = str(image.meta.get("patient", ""))
     image = plan.image(image)
     if label is not None:
         label = plan.label(label)
         if preset.merge:
-            label = MetaTensor((label.as_tensor() > 0).long(), affine=label.affine)
+            label = MetaTensor(torch.where(label > 0, 1, label.as_tensor()), affine=label.affine)
     if preset.margin is not None:
         around = image.as_tensor()[0] != 0 if label is None else label.as_tensor()[0] > 0
         box = _box(around, preset.margin if label is not None else 0)
         image = _cut(image, box)
         label = None if label is None else _cut(label, box)
-    image.meta["patient"] = meta.get("patient", "")
+    image.meta["patient"] = patient
     return image, label
 
 

@@ -1,6 +1,5 @@
-"""Volumes from NIfTI files, DICOM series and HDF5 cases as MONAI ``MetaTensor``, and back to NIfTI."""
+"""Volumes from NIfTI files, DICOM series and HDF5 cases as MONAI ``MetaTensor``."""
 
-import gzip
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,28 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from contrastive_core.errors import InputError
-from contrastive_core.files import atomic_write
 from monai.data.meta_tensor import MetaTensor
 
-NIFTI = (".nii", ".nii.gz")
-HDF5 = (".h5", ".hdf5")
-LA_FILE = "mri_norm2.h5"
-"""File of a case in the published left-atrium layout; the case is named by its folder."""
+from cl_medical.volumes.hdf5 import hdf5_grid, read_hdf5
+from cl_medical.volumes.metrics import IGNORED
+from cl_medical.volumes.names import ending, is_nifti
+from cl_medical.volumes.nifti import nifti_grid, read_nifti
 
-
-def is_volume(path: Path) -> bool:
-    """Whether the name is one of a volume we read (a file; DICOM series are folders)."""
-    return path.name.endswith(NIFTI + HDF5) and not path.name.startswith(".")
-
-
-def case_name(path: Path) -> str:
-    """Name of a case: the file's or folder's name without its ending."""
-    if path.name == LA_FILE:
-        return path.absolute().parent.name
-    for ending in NIFTI + HDF5:
-        if path.name.endswith(ending):
-            return path.name.removesuffix(ending)
-    return path.name
+_LARGEST = 1e12
+"""No scanner gives values beyond; those that occur are marks such as 1e20."""
 
 
 def read_image(path: Path | str) -> MetaTensor:
@@ -42,14 +28,12 @@ def read_image(path: Path | str) -> MetaTensor:
         ``float32 [1 x y z]`` with ``affine`` (voxel to mm, RAS+).
 
     Raises:
-        InputError: The file is missing, truncated or of another kind, not three-dimensional, holds NaN or infinite
-            values, is constant, or the series lacks slices.
+        InputError: The file is missing, truncated or of another kind, not three-dimensional, holds NaN, infinite or
+            absurdly large values, is constant, or the series lacks slices.
     """
     path = Path(path)
     array, affine, meta = _read(path, "image")
-    if array.dtype.kind not in "fiu":
-        raise InputError("an image holds no numbers", where=path, why=f"its type is {array.dtype}")
-    array = _three_dimensional(array.astype(np.float32, copy=False), path)
+    array = _three_dimensional(array, path)
     finite = np.isfinite(array)
     if not finite.all():
         raise InputError(
@@ -58,8 +42,17 @@ def read_image(path: Path | str) -> MetaTensor:
             why=f"{int((~finite).sum())} of {array.size} voxels",
             remedy="repair the file, or leave the case out",
         )
-    if array.max() == array.min():
-        kind = "zero everywhere" if not array.any() else f"{float(array.flat[0]):g} everywhere"
+    low, high = float(array.min()), float(array.max())
+    if max(-low, high) > _LARGEST:
+        raise InputError(
+            "an image holds values that no scanner gives",
+            where=path,
+            why=f"from {low:g} to {high:g}",
+            remedy="replace marks of missing voxels by a value of the background",
+        )
+    array = array.astype(np.float32, copy=False)
+    if array.min() == array.max():
+        kind = "zero everywhere" if high == low == 0 else f"{high:g} everywhere"
         raise InputError("an image is constant", where=path, why=f"it is {kind}", remedy="leave the case out")
     return _tensor(array, affine, meta, path)
 
@@ -71,26 +64,36 @@ def read_label(path: Path | str) -> MetaTensor:
         path: As for :func:`read_image`; from HDF5 the dataset ``label``.
 
     Returns:
-        ``int64 [1 x y z]`` with ``affine``.
+        ``int64 [1 x y z]`` with ``affine``, the values as they stand in the file.
 
     Raises:
-        InputError: As for :func:`read_image`, or the values are not whole numbers.
+        InputError: As for :func:`read_image`, or the values are not whole numbers from 0 to 65535.
     """
     path = Path(path)
     array, affine, meta = _read(path, "label")
     array = _three_dimensional(array, path)
     if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):  # NaN differs from itself
         raise InputError("a label map holds values that are not whole numbers", where=path)
+    low, high = array.min(), array.max()
+    if low < 0 or high > 65535:
+        raise InputError(
+            "a label map holds a value that is no class",
+            where=path,
+            why=f"values go from {low:g} to {high:g}, classes are whole numbers from 0",
+        )
     return _tensor(array.astype(np.int64), affine, meta, path)
 
 
-def read_pair(image: Path, label: Path, classes: int | None = None) -> tuple[MetaTensor, MetaTensor]:
+def read_pair(
+    image: Path, label: Path, classes: int | None = None, ignore: int | None = None
+) -> tuple[MetaTensor, MetaTensor]:
     """Read an image and its label map and check that they belong together.
 
     Args:
         image: Image file.
         label: Label file; the same file for HDF5.
         classes: Classes C; labels are 0 to C - 1.
+        ignore: Value of voxels that do not count, which become :data:`IGNORED`.
 
     Raises:
         InputError: Shapes or affines differ, a label is out of range, or a file cannot be read.
@@ -122,24 +125,63 @@ def read_pair(image: Path, label: Path, classes: int | None = None) -> tuple[Met
             why=f"their voxels lie up to {apart:.2f} mm apart",
             remedy="resample the label map to the image, or correct the header that is wrong",
         )
-    check_labels(y, classes, label)
+    if ignore is not None:
+        y = MetaTensor(torch.where(y.as_tensor() == ignore, IGNORED, y.as_tensor()), affine=y.affine, meta=y.meta)
+    check_labels(y.as_tensor(), classes, label)
     return x, y
 
 
 def check_labels(label: torch.Tensor, classes: int | None, where: Path | str) -> None:
-    """Refuse label values outside 0 to C - 1.
+    """Refuse label values outside 0 to C - 1; :data:`IGNORED` is no value.
 
     Raises:
-        InputError: A value is negative or not below ``classes``.
+        InputError: A value is not below ``classes``.
     """
     low, high = int(label.min()), int(label.max())
-    if low < 0 or (classes is not None and high >= classes):
+    if low < IGNORED or (classes is not None and high >= classes):
         raise InputError(
             "a label map holds a value that is no class",
             where=where,
-            why=f"values go from {low} to {high}" + ("" if classes is None else f", classes from 0 to {classes - 1}"),
+            why=f"values go up to {high}" + ("" if classes is None else f", classes from 0 to {classes - 1}"),
             remedy="name all classes (in dataset.json, or --classes), or merge them with --merge-labels",
         )
+
+
+def read_grid(path: Path | str) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of an image, of files from their headers alone.
+
+    Raises:
+        InputError: As for :func:`read_image`.
+    """
+    path = Path(path)
+    if path.is_file() and ending(path):
+        shape, affine = nifti_grid(path) if is_nifti(path) else hdf5_grid(path)
+    else:
+        volume = read_image(path)
+        shape, affine = tuple(volume.shape[1:]), _affine(volume)
+    shape = shape[:3] if all(side == 1 for side in shape[3:]) else shape
+    if len(shape) != 3:
+        raise _no_volume(shape, path)
+    _check_affine(affine, path)
+    return (shape[0], shape[1], shape[2]), affine
+
+
+def volume_of(array: np.ndarray | torch.Tensor, sides: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> MetaTensor:
+    """An array ``[x y z]`` in memory as a volume ``float32 [1 x y z]``; a ``MetaTensor [1 x y z]`` as it is.
+
+    Args:
+        array: Intensities.
+        sides: Voxel sides in mm; axes point right, forward and up.
+
+    Raises:
+        InputError: It is not three-dimensional, or holds NaN.
+    """
+    if isinstance(array, MetaTensor) and array.ndim == 4:
+        return array
+    values = torch.as_tensor(np.asarray(array), dtype=torch.float32)
+    if values.ndim != 3 or not torch.isfinite(values).all():
+        raise InputError("an image is [x y z] without NaN", where="image", why=f"got the shape {tuple(values.shape)}")
+    return MetaTensor(values[None], affine=torch.diag(torch.tensor([*sides, 1.0], dtype=torch.float64)))
 
 
 def spacing(volume: MetaTensor) -> tuple[float, float, float]:
@@ -148,72 +190,40 @@ def spacing(volume: MetaTensor) -> tuple[float, float, float]:
     return float(sides[0]), float(sides[1]), float(sides[2])
 
 
-def write_nifti(path: Path | str, array: np.ndarray, reference: MetaTensor, *, scale: float | None = None) -> None:
-    """Write a volume in the space of another, atomically.
-
-    Args:
-        path: ``.nii`` or ``.nii.gz``.
-        array: ``[x y z]``, or ``[x y z c]`` for channels.
-        reference: Volume whose affine, units and space codes are kept.
-        scale: Stored integers times this are the values (``scl_slope``).
-    """
-    import nibabel as nib
-
-    path = Path(path)
-    affine = _affine(reference)
-    image = nib.Nifti1Image(array, affine)
-    sform, qform = (int(reference.meta.get(name, 1)) for name in ("sform_code", "qform_code"))
-    # The qform cannot hold shear: where the input relies on its sform alone, so does the output.
-    image.set_sform(affine, sform or qform or 1)
-    image.set_qform(affine, qform if sform or qform else 1)
-    image.header.set_xyzt_units(xyz="mm")
-    if scale is not None:
-        image.header.set_slope_inter(scale, 0)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        if path.name.endswith(".gz"):
-            with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=3, mtime=0) as packed:
-                _stream(image, packed, scale)
-        else:
-            _stream(image, file, scale)
-
-
-def _stream(image: Any, file: Any, scale: float | None) -> None:
-    if scale is None:
-        image.to_stream(file)
-        return
-    # nibabel would choose its own slope when it writes: header and stored integers are laid down as they are.
-    header = image.header.copy()
-    header["vox_offset"], header["magic"] = 352, b"n+1"
-    header["scl_slope"], header["scl_inter"] = scale, 0
-    file.write(header.binaryblock)
-    file.write(b"\0" * 4)
-    for block in np.asarray(image.dataobj).T:  # Fortran order, a slab at a time
-        file.write(np.ascontiguousarray(block).astype(header.get_data_dtype(), copy=False).tobytes())
-
-
 def _affine(volume: MetaTensor) -> np.ndarray:
     return np.asarray(volume.affine, dtype=np.float64)
 
 
-def _tensor(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any], path: Path) -> MetaTensor:
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+def _check_affine(affine: np.ndarray, path: Path) -> None:
+    sides = np.linalg.norm(affine[:3, :3], axis=0) if np.isfinite(affine).all() else np.zeros(3)
+    # Three directions of a length that span a space, whatever the unit.
+    if sides.min() <= 0 or sides.max() > 1e6 or abs(np.linalg.det(affine[:3, :3] / sides)) < 1e-3:
         raise InputError("a volume's affine cannot be inverted", where=path, remedy="correct its header")
+
+
+def _tensor(array: np.ndarray, affine: np.ndarray, meta: Mapping[str, Any], path: Path) -> MetaTensor:
+    _check_affine(affine, path)
     return MetaTensor(
         torch.from_numpy(np.ascontiguousarray(array))[None], affine=torch.from_numpy(affine), meta=dict(meta)
     )
 
 
 def _three_dimensional(array: np.ndarray, path: Path) -> np.ndarray:
+    shape = array.shape
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3 or 0 in array.shape:
-        raise InputError(
-            "a volume is not three-dimensional",
-            where=path,
-            why=f"its shape is {array.shape}",
-            remedy="save each channel or time point as a volume of its own",
-        )
+        raise _no_volume(shape, path)
     return array
+
+
+def _no_volume(shape: tuple[int, ...], path: Path) -> InputError:
+    return InputError(
+        "a volume is not three-dimensional",
+        where=path,
+        why=f"its shape is {shape}",
+        remedy="save each channel or time point as a volume of its own",
+    )
 
 
 def _read(path: Path, which: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -223,53 +233,13 @@ def _read(path: Path, which: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any
         from cl_medical.volumes.dicom import read_series
 
         return read_series(path)
-    if path.name.endswith(NIFTI):
-        return _read_nifti(path)
-    if path.name.endswith(HDF5):
-        return _read_hdf5(path, which)
+    if ending(path):
+        return read_nifti(path) if is_nifti(path) else read_hdf5(path, which)
     raise InputError(
         "a file is not a volume we read",
         where=path,
         remedy="use .nii, .nii.gz, .h5, or a folder with the files of one DICOM series",
     )
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    import nibabel as nib
-
-    try:
-        image = nib.load(path)
-        # Small integers stay small; scaled data come out as float64 and are narrowed by the caller.
-        array = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
-        affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
-        header: Any = image.header
-        meta = {name: int(header[name]) for name in ("sform_code", "qform_code") if name in header}
-    except Exception as error:  # truncated and foreign files fail in many ways inside the reader
-        raise InputError(
-            "a NIfTI file cannot be read",
-            where=path,
-            why=" ".join(str(error).split())[:200] or type(error).__name__,
-            remedy="the file may be truncated or of another kind: copy it again",
-        ) from error
-    return array, affine, meta
-
-
-def _read_hdf5(path: Path, which: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            if which not in file:
-                raise InputError(
-                    f"an HDF5 case holds no dataset `{which}`", where=path, why=f"it holds {', '.join(file) or 'none'}"
-                )
-            array = np.asarray(file[which])
-            affine = np.asarray(file.attrs.get("affine", np.eye(4)), dtype=np.float64)
-    except OSError as error:
-        raise InputError(
-            "an HDF5 file cannot be read", where=path, why=str(error)[:200], remedy="copy it again"
-        ) from error
-    return array, affine, {}
 
 
 def _millimetres(sides: tuple[float, float, float]) -> str:

@@ -5,18 +5,18 @@ deformation, resampled to coarse voxels, and given its own contrast, bias field 
 all subjects share one anatomy, which makes them far easier than real ones.
 """
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import torch
+from contrastive_core.data import packaged
 from contrastive_core.errors import InputError
 from contrastive_core.files import write_json
 from jaxtyping import Float
 from monai.data.meta_tensor import MetaTensor
 from scipy import ndimage
 
-from cl_medical.volumes.reading import write_nifti
+from cl_medical.volumes.nifti import write_nifti
 
 CLASSES = ("background", "grey matter", "white matter")
 _SIDES = (48, 56, 48)
@@ -117,20 +117,17 @@ def _template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """T1, grey and white matter from the installed package's files; nothing is downloaded."""
     import nibabel as nib
 
-    spec = importlib.util.find_spec("nilearn")
-    folder = None if spec is None or spec.origin is None else Path(spec.origin).parent / "datasets" / "data"
-    files = (
-        []
-        if folder is None
-        else [folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")]
-    )  # noqa: E501
-    if not files or not all(file.is_file() for file in files):
+    files = [
+        packaged("nilearn", f"datasets/data/mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
+        for kind in ("t1", "gm", "wm")
+    ]
+    if None in files:
         raise InputError(
             "the template of the sample data is not installed",
             why="it comes with the package nilearn",
             remedy="pip install 'cl-medical[samples]'",
         )
-    maps = [np.asarray(nib.load(file).dataobj, dtype=np.float32) for file in files]  # type: ignore[attr-defined]
+    maps = [np.asarray(nib.load(file).dataobj, dtype=np.float32) for file in files]  # type: ignore[attr-defined,arg-type]
     t1, grey, white = (values / values.max() for values in maps)
     return t1, grey, white
 

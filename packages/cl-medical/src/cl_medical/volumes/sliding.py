@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from contrastive_core.errors import InputError
 from jaxtyping import Float
 from torch import Tensor
+
+from cl_medical.volumes.patches import padded
 
 Predict = Callable[[Float[Tensor, "b i x y z"]], Float[Tensor, "b m x y z"]]
 
@@ -59,13 +60,9 @@ def slide(
             "a stride lies between 1 and the patch", where="--stride", why=f"got {tuple(stride)} for {tuple(patch)}"
         )
     sides = tuple(volume.shape[1:])
-    missing = [max(p - s, 0) for p, s in zip(patch, sides, strict=True)]
-    before = [amount // 2 for amount in missing]
-    padding = [
-        n for amount, first in zip(reversed(missing), reversed(before), strict=True) for n in (first, amount - first)
-    ]  # noqa: E501
-    padded = F.pad(volume, padding) if any(missing) else volume
-    for start, slab in _slabs(padded, predict, tuple(patch), tuple(stride), batch):
+    before = [max(p - s, 0) // 2 for p, s in zip(patch, sides, strict=True)]
+    volume = padded(volume, patch)
+    for start, slab in _slabs(volume, predict, tuple(patch), tuple(stride), batch):
         low, high = max(start, before[0]), min(start + slab.shape[1], before[0] + sides[0])
         if low < high:
             inner = slab[
@@ -85,19 +82,18 @@ def _slabs(
     # Even calls: torch convolves a single small window at half the speed of two.
     calls = math.ceil(len(places) / batch)
     cuts = [len(places) * call // calls for call in range(calls + 1)]
-    total: Tensor | None = None
+    total = volume.new_zeros(0)
     depth = volume.new_zeros(patch[0])
     for index, x in enumerate(starts[0]):
         for first, last in itertools.pairwise(cuts):
             chosen = places[first:last]
             windows = torch.stack([volume[:, x : x + patch[0], y : y + patch[1], z : z + patch[2]] for y, z in chosen])
             outputs = predict(windows)
-            if total is None:
+            if not total.numel():
                 total = outputs.new_zeros((outputs.shape[1], patch[0], *volume.shape[2:]))
             for (y, z), output in zip(chosen, outputs, strict=True):
                 total[:, :, y : y + patch[1], z : z + patch[2]] += output
         depth += 1
-        assert total is not None
         following = starts[0][index + 1] if index + 1 < len(starts[0]) else x + patch[0]
         done = following - x
         yield x, total[:, :done] / (depth[:done, None, None] * covered)

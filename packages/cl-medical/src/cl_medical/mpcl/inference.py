@@ -1,38 +1,41 @@
-"""From an image to its segmentation, and the prototypes of a trained network."""
+"""The trained segmenter: from an image to its segmentation; saved, and loaded again."""
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from contrastive_core.errors import InputError
-from contrastive_core.training import RunFolder, seeded_generator
+from contrastive_core.devices import pick_device
+from contrastive_core.training import seeded_generator
+from contrastive_core.weights import load_model, save_weights
 from jaxtyping import Float, Integer
-from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-from cl_medical.mpcl.data import DataPlan, Volumes, foreground_crop
 from cl_medical.mpcl.features import cosine_maps
 from cl_medical.mpcl.ihpg import Prototypes, PrototypeSettings, average, ihpg
-from cl_medical.mpcl.model import NetworkConfig, VNet, load_network
+from cl_medical.mpcl.model import NetworkConfig, VNet
+from cl_medical.volumes.caching import Volumes
 from cl_medical.volumes.metrics import largest_component
+from cl_medical.volumes.patches import foreground_crop
+from cl_medical.volumes.plan import DataPlan
+from cl_medical.volumes.reading import volume_of
 from cl_medical.volumes.sliding import slide
 
 KIND = "mpcl-segmenter"
-CE_SCALE = 10.0
-"""Factor on the cosines when the prototype classifier is judged by its cross-entropy."""
 
 
 @dataclasses.dataclass
 class Segmentation:
-    """What was found in one image, on the image's own grid.
+    """The segmentation of one image, on the image's own grid.
 
     Attributes:
         labels: Class of every voxel, ``uint8 [x y z]``.
         probabilities: ``float32 [c x y z]``, if asked for.
         prototype_labels: Class of the nearest prototype, ``uint8 [x y z]``, if asked for.
-        winners: Number ``1 + c K + k`` of the nearest prototype, ``uint8 [x y z]``, if asked for.
+        winners: Number ``1 + c K + k`` of the nearest prototype, ``[x y z]``, if asked for.
         cosines: Best cosine of every class on the network's grid, ``float32 [c x y z]``, if asked for.
     """
 
@@ -58,79 +61,82 @@ class Segmenter:
         self.device = torch.device(device)
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "cpu") -> "Segmenter":
-        """Read the network of a run.
+    def load(cls, folder: Path | str, device: str = "auto") -> "Segmenter":
+        """Read a segmenter, for instance that of a run.
+
+        Args:
+            folder: Where :meth:`save` wrote it.
+            device: auto, cpu, or cuda.
 
         Raises:
-            InputError: The folder holds no run of this method, or its files are corrupt.
+            InputError: The folder holds no segmenter, its files are corrupt, or the device is not there.
         """
-        state, about = RunFolder.open(folder).load_model()
-        if about.get("kind") != KIND:
-            raise InputError(
-                "the folder holds no segmenter",
-                where=folder,
-                why=f"it holds a {about.get('kind', 'model of unknown kind')}",
-                remedy="name a folder written by `cl-medical mpcl train`",
-            )
-        kept = {name: state.pop(name) for name in list(state) if name.startswith("prototypes.")}
-        plan = DataPlan.from_dict(about["data"])
-        network = load_network(state, NetworkConfig.from_dict(about["network"]), len(plan.classes))
-        prototypes = Prototypes(
-            kept["prototypes.centers"],
-            kept["prototypes.intensity"],
-            kept["prototypes.share"],
-            kept["prototypes.present"].bool(),
-        )
-        return cls(network, plan, prototypes, pick_device(device))
+        place = pick_device(device)
 
-    def save(self, run: RunFolder, about: dict[str, Any]) -> None:
-        """Write the network and its prototypes as the run's model."""
+        def build(state: dict[str, Any], about: dict[str, Any]) -> "Segmenter":
+            kept = {name: state.pop(f"prototypes.{name}") for name in ("centers", "intensity", "share", "present")}
+            plan, config = DataPlan.from_dict(about["data"]), NetworkConfig(**about["network"])
+            network = VNet(config, len(plan.classes))
+            network.load_state_dict(state)
+            prototypes = Prototypes(**(kept | {"present": kept["present"].bool()}))
+            if prototypes.centers.shape[::2] != (len(plan.classes), config.feature_width):
+                raise ValueError(f"prototypes of the shape {tuple(prototypes.centers.shape)}")
+            return cls(network, plan, prototypes, place)
+
+        return load_model(folder, KIND, build, made_by="cl-medical mpcl train")
+
+    def save(self, folder: Path | str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> None:
+        """Write the network and its prototypes.
+
+        Args:
+            folder: Made if missing.
+            about: Further facts for ``model.json``.
+        """
         state = dict(self.network.state_dict())
         state |= {f"prototypes.{name}": getattr(self.prototypes, name) for name in ("centers", "intensity", "share")}
         state["prototypes.present"] = self.prototypes.present.to(torch.uint8)
-        description = {
-            "kind": KIND,
-            "network": dataclasses.asdict(self.network.config),
-            "data": self.plan.to_dict(),
-            **about,
-        }
-        run.save_model(state, description)
+        network = dataclasses.asdict(self.network.config)
+        save_weights(folder, state, {"kind": KIND, "network": network, "data": self.plan.to_dict(), **(about or {})})
 
     def segment(
-        self, image: MetaTensor, *, probabilities: bool = False, prototypes: bool = False, batch: int = 1
+        self, image: Any, *, probabilities: bool = False, prototypes: bool = False, batch: int = 1
     ) -> Segmentation:
         """Segment one image, however large: memory holds the image, its labels and one slab of predictions.
 
         Args:
-            image: ``[1 x y z]`` as read.
+            image: ``MetaTensor [1 x y z]`` as read, or an array or tensor ``[x y z]``.
             probabilities: Return the classes' probabilities too.
             prototypes: Return the maps of the prototype classifier too.
             batch: Windows the network sees at once.
+
+        Raises:
+            InputError: The image is no volume.
         """
-        prepared = self.plan.preprocessing.image(image)
-        found = self.segment_prepared(
+        original = volume_of(image)
+        prepared = self.plan.preprocessing.image(original)
+        result = self.segment_prepared(
             prepared.as_tensor(), probabilities=probabilities, prototypes=prototypes, batch=batch
         )
 
-        def restored(values: np.ndarray, *, smooth: bool = False) -> np.ndarray:
+        def restored(values: np.ndarray | None, *, smooth: bool = False) -> Any:
+            if values is None:
+                return None
             volume = torch.from_numpy(values if values.ndim == 4 else values[None])
-            out = self.plan.preprocessing.restore(volume, prepared, image, smooth=smooth).numpy()
+            out = self.plan.preprocessing.restore(volume, prepared, original, smooth=smooth).numpy()
             return out if values.ndim == 4 else out[0]
 
         return Segmentation(
-            restored(found.labels),
-            None if found.probabilities is None else restored(found.probabilities, smooth=True),
-            None if found.prototype_labels is None else restored(found.prototype_labels),
-            None if found.winners is None else restored(found.winners),
-            found.cosines,
+            restored(result.labels),
+            restored(result.probabilities, smooth=True),
+            restored(result.prototype_labels),
+            restored(result.winners),
+            result.cosines,
         )
 
     def segment_prepared(
         self, image: Float[Tensor, "1 x y z"], *, probabilities: bool = False, prototypes: bool = False, batch: int = 1
     ) -> Segmentation:
         """:meth:`segment` of an image that is already on the network's grid, with results on that grid."""
-        training = self.network.training
-        self.network.eval()
         size = tuple(image.shape[1:])
         classes, k, d = self.prototypes.centers.shape
         centers = self.prototypes.centers.reshape(-1, d).to(self.device)
@@ -159,13 +165,12 @@ class Segmenter:
                     winners[start:stop] = near.argmax(0) + 1
                     cosines[:, start:stop] = near.unflatten(0, (classes, k)).amax(1)
 
-        self.network.train(training)
-        found = labels.numpy()
+        kept = labels.numpy()
         if self.plan.largest_component:
-            found = largest_component(found, classes)
+            kept = largest_component(kept, classes)
         near_map = None if winners is None else winners.numpy()
         return Segmentation(
-            found,
+            kept,
             None if soft is None else soft.numpy(),
             None if near_map is None else ((near_map.astype(np.int16) - 1) // k).astype(np.uint8),
             near_map,
@@ -191,25 +196,11 @@ def labelled_prototypes(
     parts = []
     for index in range(len(cases)):
         image, label = cases[index]
-        assert label is not None
+        if label is None:
+            continue
         x, y = foreground_crop(image, label, plan.patch)
         x, y = x[None].to(device), y[None].to(device)
         draw = seeded_generator(seed, 5, index)
-        found = ihpg(network(x).features.float(), x, y, len(plan.classes), settings, draw)
-        parts.append(Prototypes(*(getattr(found, f.name).cpu() for f in dataclasses.fields(found))))
+        part = ihpg(network(x).features.float(), x, y, len(plan.classes), settings, draw)
+        parts.append(Prototypes(*(getattr(part, f.name).cpu() for f in dataclasses.fields(part))))
     return average(parts)
-
-
-def pick_device(name: str) -> str:
-    """``auto`` is the GPU if there is one.
-
-    Raises:
-        InputError: The device is not there.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError("the device is not there", where="--device", why=str(error).splitlines()[0]) from error
-    return name

@@ -1,28 +1,112 @@
-"""Pictures of segmentations and prototypes."""
+"""The page of a training run: curves, tables, contours, prototypes."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from contrastive_core.report import PALETTE
+from contrastive_core.report import PALETTE, Report
+from contrastive_core.training import RunFolder
 from torch import Tensor
 
-from cl_medical.mpcl.ihpg import Prototypes, scale_intensity
-from cl_medical.mpcl.predict import Segmentation
+from cl_medical.mpcl.evaluation import Evaluation
+from cl_medical.mpcl.ihpg import Prototypes, scale_intensity, spread
+from cl_medical.mpcl.inference import Segmentation, Segmenter
+from cl_medical.mpcl.plan import TrainingPlan
+from cl_medical.mpcl.system import Settings
+from cl_medical.volumes.patches import foreground_crop
+from cl_medical.volumes.reading import spacing
 
 _PLANES = ("sagittal", "coronal", "axial")
+_MARKS = ("PA", "LR", "LR")
+"""Left and right end of each picture."""
+_LOSSES = {
+    "loss": "total",
+    "loss_sup": "supervised",
+    "loss_pc_labelled": "prototypes, labelled",
+    "loss_pc_unlabelled": "prototypes, unlabelled (weighted)",
+    "loss_contrast": "contrast (weighted)",
+    "loss_consistency": "consistency (weighted)",
+}
+
+
+def training_report(
+    run: RunFolder, segmenter: Segmenter, plan: TrainingPlan, settings: Settings, evaluation: Evaluation
+) -> Report:
+    """The page of a run.
+
+    Args:
+        run: The run; its metrics are shown.
+        segmenter: What was trained.
+        plan: What it was trained on.
+        settings: How.
+        evaluation: Metrics of the validation cases, or of the labelled training cases where there are none.
+    """
+    classes, split = segmenter.plan.classes, plan.split
+    objective = settings.objective
+    report = Report(f"MPCL: {plan.cases.folder.name}, {objective.method} ({objective.preset})")
+    kept = {
+        "validation": "best on validation cases" if split.validation else "last (no validation cases)",
+        "last": "last",
+        "test": "BEST ON TEST CASES, as the published code does: test results are optimistic",
+    }
+    spreads = dict(zip(classes, spread(segmenter.prototypes.centers).tolist(), strict=True))
+    report.facts(
+        {
+            "cases": ", ".join(f"{len(names)} {name}" for name, names in dataclasses.asdict(split).items()),
+            "classes": ", ".join(classes),
+            "patch": " x ".join(str(side) for side in segmenter.plan.patch),
+            "batch": f"{plan.batch_size} labelled, {plan.batch_size * settings.ratio} unlabelled",
+            "weights kept": kept[settings.select],
+            "prototype spread": ", ".join(f"{name} {value:.3g}" for name, value in spreads.items()),
+        }
+    )
+    report.metrics(run, "Loss", _LOSSES, "loss")
+    report.metrics(run, "Weight of unlabelled terms", {"ramp": "weight"}, "weight")
+    names = {f"spread_{index}": name for index, name in enumerate(classes)}
+    report.metrics(run, "Prototype spread", names, "mean distance / mean norm")
+    report.metrics(run, "Validation", {"val_dice": "mean Dice"}, "Dice")
+    kind = "validation" if split.validation else "labelled training"
+    note = (
+        "HD95: 95th percentile of both directed distance sets pooled. An empty prediction has Dice 0 and the volume's "
+        "diagonal as distance. Prototypes: the prototype classifier, cross-entropy with cosines times 10."
+    )
+    report.rows(f"Classes, mean over {kind} cases", evaluation.class_rows(), note=note)
+    report.rows("Voxels by true and predicted class", evaluation.confusion_rows())
+    report.rows(f"Results on {kind} cases", evaluation.case_rows())
+    for name in (split.validation or split.labelled)[:3]:
+        x, y = segmenter.plan.read(plan.cases.cases[name])
+        image = segmenter.plan.preprocessing.image(x)
+        label = segmenter.plan.preprocessing.label(y).as_tensor()[0]
+        result = segmenter.segment_prepared(image.as_tensor(), prototypes=True)
+        k = segmenter.prototypes.centers.shape[1]
+        report.figure(
+            name,
+            slices_figure(image.as_tensor(), label, result, k, classes, spacing(image)),
+            "Above: contours in slices through the structures' middle, reference dashed. Below: the prototype nearest "
+            "to every voxel.",
+        )
+    scan, reference = segmenter.plan.load(plan.cases.cases[split.labelled[0]], labelled=True)
+    if reference is not None:
+        scan, reference = foreground_crop(scan, reference, segmenter.plan.patch)
+        report.figure(
+            f"Intensities of {split.labelled[0]}",
+            histogram_figure(scan, reference, segmenter.prototypes, classes),
+            "Lines: mean intensity of the voxels a prototype stands for, over all labelled cases.",
+        )
+    return report
 
 
 def slices_figure(
-    image: Tensor, label: Tensor | None, found: Segmentation, k: int, classes: Sequence[str], sides: Sequence[float]
+    image: Tensor, label: Tensor | None, result: Segmentation, k: int, classes: Sequence[str], sides: Sequence[float]
 ) -> Any:
     """Middle slices in three planes: contours above, the winning prototypes below.
 
     Args:
         image: ``[1 x y z]`` on the network's grid.
         label: Reference, if there is one.
-        found: Segmentation on the same grid, with maps of the prototype classifier.
+        result: Segmentation on the same grid, with maps of the prototype classifier.
         k: Prototypes of a class.
         classes: Names, background first.
         sides: Voxel sides in mm, so that thick slices are not shown flat.
@@ -32,7 +116,7 @@ def slices_figure(
     from matplotlib.lines import Line2D
 
     values = image[0].numpy()
-    shown = label.numpy() if label is not None and bool((label > 0).any()) else found.labels
+    shown = label.numpy() if label is not None and bool((label > 0).any()) else result.labels
     inside = np.argwhere(shown > 0)
     middle = inside.mean(0).round().astype(int) if len(inside) else np.array(values.shape) // 2
     figure = Figure(figsize=(9.6, 7.2), layout="constrained")
@@ -46,16 +130,19 @@ def slices_figure(
         top.imshow(_cut(values, plane, middle), cmap="gray", vmin=low, vmax=high, origin="lower")
         for number in range(1, len(classes)):
             colour = PALETTE[(number - 1) % len(PALETTE)]
-            for mask, style in ((label, "--"), (found.labels, "-")):
+            for mask, style in ((label, "--"), (result.labels, "-")):
                 if mask is None:
                     continue
                 section = _cut(np.asarray(mask) == number, plane, middle)
                 if section.any():
                     top.contour(section, levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.6)
         top.set_title(_PLANES[plane], fontsize=10)
-        if found.winners is not None:
+        for mark, place in zip(_MARKS[plane], (0.02, 0.98), strict=True):
+            side = "left" if place < 0.5 else "right"
+            top.text(place, 0.5, mark, transform=top.transAxes, color="white", ha=side, va="center", fontsize=9)
+        if result.winners is not None:
             picture = bottom.imshow(
-                _cut(found.winners, plane, middle),
+                _cut(result.winners, plane, middle),
                 cmap=ListedColormap(colours),
                 norm=norm,
                 origin="lower",
