@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from cl_graphtext.graph import build, undirected
+from cl_graphtext.graphs.graph import build, undirected
 
 THEMES = {
     "birds": ["robin", "heron", "sparrow", "feather", "nest", "wing", "beak", "egg", "migration", "flock"],

@@ -1,34 +1,36 @@
 """Graphs, readers, noise, text caches and language models: what they read, and what they refuse."""
 
+import contextlib
 import csv
+import dataclasses
 import gzip
 import json
 import pickle
+import tempfile
+import warnings
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from cl_graphtext.graph import both_directions, build, describe, from_data, full_texts, random_split, undirected
-from cl_graphtext.importers import import_cstag, import_planetoid, import_promptgfm, import_wikics
-from cl_graphtext.llm import (
-    BadAnswerError,
-    ChatClient,
-    LLMSettings,
-    LLMSummarizer,
-    LocalModel,
-    PrecomputedSummaries,
-    load_summarizer,
-    parse_answer,
-)
-from cl_graphtext.perturb import KINDS, graph_perturb, parse_perturbation
-from cl_graphtext.reading import extend_graph, read_graph, write_graph
-from cl_graphtext.samples import debian_graph, python_graph, sample_graph
-from cl_graphtext.text import TextCache, TextSettings, load_encoder, pool, read_features
+from cl_graphtext.graphs.graph import both_directions, build, describe, full_texts, undirected
+from cl_graphtext.graphs.importers import import_cstag, import_promptgfm, import_wikics
+from cl_graphtext.graphs.in_memory import from_data
+from cl_graphtext.graphs.perturb import KINDS, graph_perturb, parse_perturbation
+from cl_graphtext.graphs.planetoid import import_planetoid
+from cl_graphtext.graphs.reading import extend_graph, read_graph, write_graph
+from cl_graphtext.graphs.samples import debian_graph, python_graph, sample_graph
+from cl_graphtext.graphs.splits import random_split
 from contrastive_core.errors import ContrastiveWarning, InputError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from torch_geometric.data import Data
 
-from .conftest import THEMES, Words, chat_server, themed
+from .conftest import themed
 
 
 def write_csv(path, rows):
@@ -189,7 +191,7 @@ def test_a_folder_reads_back_what_was_written(graph, tmp_path, table):
     np.testing.assert_array_equal(back.labels, full.labels)
     np.testing.assert_array_equal(back.edges, full.edges)
     np.testing.assert_array_equal(back.split["test"], split["test"])
-    with pytest.raises(InputError, match="already"):
+    with pytest.raises(InputError, match="holds files"):
         write_graph(full, tmp_path / "g")
     write_graph(graph, tmp_path / "g", format="csv", overwrite=True)
     assert not read_graph(tmp_path / "g").split
@@ -213,11 +215,12 @@ def test_compressed_tables_with_other_names_and_lines_in_quotes_are_read(tmp_pat
         (b"node_id,text\na,caf\xe9\n", b"src,dst\n", "not UTF-8"),
         (b"node_id,text\na,x,y\n", b"src,dst\n", "cells"),
         (b"node_id,words\na,x\n", b"src,dst\n", "column is missing"),
-        (b"node_id,text\na,x\n", b"from,to\na,a\n", "column is missing"),
+        (b"node_id,text\na,x\n", b"alpha,beta\na,a\n", "column is missing"),
+        (b"node_id,text\na,x\nb,y\n", b"a,b\n", "column is missing"),
         (b"node_id,text,text\na,x,y\n", b"src,dst\n", "twice"),
         (b"node_id,text\na,x\na,y\n", b"src,dst\n", "twice"),
         (b"node_id,text\n", b"src,dst\n", "no nodes"),
-        (b"", b"", "no nodes"),
+        (b"", b"", "empty"),
     ],
 )
 def test_damaged_folders_are_refused_by_name(tmp_path, nodes, edges, text):
@@ -261,6 +264,183 @@ def test_new_nodes_join_a_known_graph(graph, tmp_path):
     write_csv(tmp_path / "nodes.csv", [["node_id", "text"], ["n0", "robin"]])
     with pytest.raises(InputError, match="known one"):
         extend_graph(graph, tmp_path)
+
+
+# The reading rule
+
+
+def folder(place, nodes, edges="src,dst\n", **files):
+    place.mkdir(exist_ok=True)
+    (place / "nodes.csv").write_text(nodes, encoding="utf-8")
+    (place / "edges.csv").write_text(edges, encoding="utf-8")
+    for name, text in files.items():
+        (place / name.replace("__", ".")).write_text(text, encoding="utf-8")
+    return place
+
+
+def test_ids_and_labels_are_the_strings_that_were_written(tmp_path):
+    place = folder(
+        tmp_path,
+        "\ufeffNode_ID,text,Label\n007,a\u2028b,1_1\n1_1,b,01\n0,c,\n",
+        "source,target\n0,007\n",
+        splits__json='{"Training": ["007", 0], "dev": [], "test_idx": ["1_1"]}',
+    )
+    graph = read_graph(place)
+    assert graph.ids == ("007", "1_1", "0")
+    assert graph.classes == ("1_1", "01")
+    assert graph.labels.tolist() == [0, 1, -1]
+    assert graph.edges.tolist() == [[0, 2]]
+    assert {part: nodes.tolist() for part, nodes in graph.split.items()} == {"train": [0, 2], "val": [], "test": [1]}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "edges", "files", "text"),
+    [
+        ("node_id,text\n1,a\n", "src,dst\n 1,1\n", {}, "' 1'"),
+        ("node_id,text\n 1,a\n", "src,dst\n", {}, "line 2"),
+        ("node_id,text,label\n1,a,x\n2,b,x \n", "src,dst\n", {}, "line 3"),
+        ("node_id,text,label\n1,a,nan\n", "src,dst\n", {}, "missing label"),
+        ("node_id,text,label\n1,a,0\n2,b,-1\n", "src,dst\n", {}, "line 3"),
+        ('node_id,text\n1,"a\n2,b\n', "src,dst\n", {}, "cannot be read"),
+        ("node_id,text,label\n1,a,x\n", "src,dst\n", {"labels.csv": "label\nx\ny\nx\n"}, "line 4"),
+        ("node_id,text\n1,a\n", "src,dst\n", {"splits.json": '{"train": ["1"], "banana": []}'}, "banana"),
+        ("node_id,text\n1,a\n", "src,dst\n", {"splits.json": '{"val": [], "valid": []}'}, "both name val"),
+        ("node_id,text\n1,a\n", "src,dst\n", {"splits.json": '{"train_mask": [true]}'}, "True"),
+        ("node_id,text\n1,a\n", "src,dst\n", {"graph.json": "[1]"}, "graph.json"),
+        ("node_id,text\n1,a\n", "src,dst\n", {"nodes.tsv": "node_id\ttext\n1\ta\n"}, "twice"),
+    ],
+)
+def test_what_is_untidy_or_unknown_is_refused_by_file_and_line(tmp_path, nodes, edges, files, text):
+    place = folder(tmp_path, nodes, edges)
+    for name, content in files.items():
+        (place / name).write_text(content)
+    with pytest.raises(InputError, match=text) as caught:
+        read_graph(place)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_entries_that_are_not_read_are_named(tmp_path):
+    place = folder(tmp_path, "node_id,text,year\n1,a,1999\n", splits__txt="1")
+    with pytest.warns(ContrastiveWarning, match=r"not read: nodes.csv: year, splits.txt"):
+        read_graph(place)
+    with pytest.raises(InputError, match="holds node.csv"):
+        (place / "nodes.csv").rename(place / "node.csv")
+        read_graph(place)
+
+
+def test_typed_tables_are_converted_by_type_or_refused(tmp_path):
+    def read(**columns):
+        nodes = {"node_id": [1, 2], "text": ["a", None], "title": ["t", "u"]} | columns
+        pq.write_table(pa.table(nodes), tmp_path / "nodes.parquet")
+        pq.write_table(pa.table({"src": [1.0], "dst": [2.0]}), tmp_path / "edges.parquet")
+        return read_graph(tmp_path)
+
+    graph = read(label=[0, 1])
+    assert (graph.ids, graph.classes, graph.texts) == (("1", "2"), ("0", "1"), ("a", ""))
+    assert read(label=[None, 7.0]).labels.tolist() == [-1, 0]
+    assert read(text=[b"caf\xc3\xa9", b""]).texts[0] == "café"
+    for bad, where in [
+        ({"node_id": [0, None]}, "row 2"),
+        ({"label": [0.5, 1.0]}, "row 1"),
+        ({"text": [["a", "b"], ["c"]]}, "row 1"),
+        ({"text": [b"\xff", b""]}, "row 1"),
+    ]:
+        with pytest.raises(InputError, match=where):
+            read(**bad)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["nodes.csv", "nodes.csv.gz", "nodes.parquet", "splits.json"]), st.binary(max_size=200), st.data()
+)
+def test_any_bytes_give_a_graph_or_one_block(name, content, data):
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ContrastiveWarning)
+        path = Path(place) / "g"
+        write_graph(themed(6, homophilic=2), path, format="parquet" if name.endswith("parquet") else "csv")
+        whole = path / name
+        if name == "nodes.csv.gz":
+            whole.write_bytes(gzip.compress((path / "nodes.csv").read_bytes()))
+            (path / "nodes.csv").unlink()
+        old = whole.read_bytes() if whole.exists() else b'{"train": ["n0"], "val": [], "test": ["n1"]}'
+        at = data.draw(st.integers(0, len(old)))
+        whole.write_bytes(
+            data.draw(st.sampled_from([content, old[:at], old[:at] + content + old[at + len(content) :]]))
+        )
+        with contextlib.suppress(InputError):
+            assert len(read_graph(path)) > 0
+
+
+# In memory
+
+
+EDGES = torch.tensor([[0, 1], [1, 2]])
+
+
+@pytest.mark.parametrize(
+    "texts", [["a", "b", "c"], ("a", "b", "c"), np.array(["a", "b", "c"]), pd.Series(["a", "b", "c"])], ids=type
+)
+def test_texts_of_any_sequence_and_plain_mappings_make_graphs(texts):
+    for given in (Data(num_nodes=3, edge_index=EDGES, text=texts), {"edge_index": EDGES.numpy(), "text": texts}):
+        graph = as_graph(given)
+        assert graph.texts == ("a", "b", "c")
+        assert graph.edges.tolist() == [[0, 1], [1, 2]]
+    assert as_graph(graph) is graph
+    assert len(from_data({"text": texts}).edges) == 0
+
+
+def test_labels_masks_and_ids_in_memory_are_taken_as_they_are_meant():
+    column = torch.ones(3, 1, dtype=torch.bool)
+    graph = from_data(Data(num_nodes=3, text=list("abc"), y=torch.tensor([[0], [1], [-1]]), train_mask=column))
+    assert graph.labels.tolist() == [0, 1, -1]
+    assert graph.split["train"].tolist() == [0, 1, 2]
+    named = {"text": list("abc"), "y": ["x", None, "w"], "node_id": [0, 1, 2], "valid_idx": [0], "test_mask": [0, 0, 1]}
+    graph = from_data(named)
+    assert (graph.classes, graph.labels.tolist(), graph.ids) == (("w", "x"), [1, -1, 0], ("0", "1", "2"))
+    assert {part: nodes.tolist() for part, nodes in graph.split.items()} == {"val": [0], "test": [2]}
+    with pytest.warns(ContrastiveWarning, match="neither"):
+        assert from_data({"text": ["a", None, float("nan")]}).texts == ("a", "", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"num_nodes": 5}, "differ in number"),
+        ({"y": [0.5, 1.0, 2.0]}, "no classes"),
+        ({"y": np.eye(3, dtype=int)}, "one class a node"),
+        ({"y": [0, 1]}, "differ in number"),
+        ({"y": [0, 1, -5]}, "no class"),
+        ({"train_mask": np.ones((3, 20), bool)}, "several"),
+        ({"train_mask": [True, False]}, "2 of 3 nodes"),
+        ({"banana_mask": [True, False, True]}, "banana"),
+        ({"edge_index": np.zeros((5, 3), int)}, "two rows"),
+        ({"text": ["a", 0, "c"]}, "node 1"),
+        ({"node_id": ["1", "1", "2"]}, "twice"),
+        ({"node_id": [1.5, 2, 3]}, "1.5"),
+    ],
+)
+def test_what_does_not_fit_in_memory_is_refused(change, text):
+    with pytest.raises((InputError, ContrastiveWarning), match=text):
+        from_data({"text": list("abc"), "edge_index": EDGES, **change})
+
+
+def test_the_data_s_split_wins_and_needs_all_its_parts(graph):
+    split = random_split(graph.labels, seed=3)
+    own = dataclasses.replace(graph, split=split)
+    assert node_split(own, "20/20/60", 0) is own.split
+    assert len(node_split(graph, "20/20/60", 0)["train"]) == 18
+    with pytest.raises(InputError, match="val"):
+        node_split(dataclasses.replace(graph, split={"train": split["train"], "test": split["test"]}), "60/20/20", 0)
+    with pytest.raises(InputError, match="no labels"):
+        node_split(dataclasses.replace(graph, labels=np.full(90, -1)), "60/20/20", 0)
+
+
+def test_half_characters_are_replaced_before_anything_is_written(tmp_path):
+    graph = from_data({"text": ["a dog \ud83d", "b"]})
+    write_graph(graph, tmp_path / "g")
+    assert read_graph(tmp_path / "g").texts[0] == "a dog \ufffd"
+    dump_jsonl(tmp_path / "x.jsonl", [{"answer": "cut \ud83d"}])
+    assert json.loads((tmp_path / "x.jsonl").read_text())["answer"] == "cut \ufffd"
 
 
 # Formats of others
@@ -450,7 +630,7 @@ def test_samples_are_connected_repeatable_and_refused_where_there_are_none(tmp_p
     (tmp_path / "Packages").write_text(INDEX)
     assert len(sample_graph("debian", packages=tmp_path / "Packages", nodes=0)) == 3
     (tmp_path / "Packages").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not UTF-8"):
         sample_graph("debian", packages=tmp_path / "Packages")
     python = python_graph()
     assert len(python) > 20
@@ -460,181 +640,3 @@ def test_samples_are_connected_repeatable_and_refused_where_there_are_none(tmp_p
     assert 20 <= len(small) <= 40
     assert describe(small)["isolated nodes"] == 0
     assert sample_graph("python", nodes=40).ids == small.ids
-
-
-# Text encoders and their cache
-
-
-def test_each_text_is_encoded_once_and_empty_ones_never(tmp_path):
-    encoder, cache = Words(), TextCache(tmp_path)
-    first = cache.embed(encoder, ["robin heron", "", "mast", "robin heron"])
-    assert cache.encoded == 2
-    assert torch.equal(first[0], first[3])
-    assert first[1].abs().sum() == 0
-    again = TextCache(tmp_path)
-    assert torch.equal(again.embed(Words(), ["mast", "robin heron"]), first[[2, 0]])
-    assert again.encoded == 0
-    again.embed(Words(name="other"), ["mast"])
-    assert again.encoded == 1
-
-
-def test_a_cache_of_another_width_or_damaged_is_refused(tmp_path):
-    TextCache(tmp_path).embed(Words(), ["mast"])
-    with pytest.raises(InputError, match="another width"):
-        TextCache(tmp_path).embed(Words(dim=5), ["mast"])
-    shard = next(tmp_path.rglob("*.npz"))
-    shard.write_bytes(shard.read_bytes()[:40])
-    with pytest.raises(InputError, match="damaged"):
-        TextCache(tmp_path).embed(Words(), ["mast"])
-
-
-def test_a_transformers_model_is_pooled_over_its_own_tokens(llama):
-    encoder = load_encoder(TextSettings(model=str(llama), batch=2, device="cpu"))
-    rows = encoder.encode(["robin", "robin heron nest wing", "", "mast"])
-    assert rows.shape == (4, 16)
-    np.testing.assert_allclose(encoder.encode(["robin"])[0], rows[0], atol=1e-5)  # padding does not count
-    last = load_encoder(TextSettings(model=str(llama), pooling="last", device="cpu"))
-    assert last.identity != encoder.identity
-    assert not np.allclose(last.encode(["robin heron"]), encoder.encode(["robin heron"]))
-    hidden, mask = torch.arange(12.0).view(2, 3, 2), torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert pool(hidden, mask, "mean").tolist() == [[1, 2], [8, 9]]
-    assert pool(hidden, mask, "last").tolist() == [[2, 3], [10, 11]]
-
-
-def test_lora_trains_few_weights_and_changes_the_name_of_the_encoder(llama):
-    encoder = load_encoder(TextSettings(model=str(llama), lora=2, device="cpu"))
-    before, name = encoder.encode(["robin"]), encoder.identity
-    trained = encoder.trained()
-    assert {id(p) for p in encoder.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
-    encoder(["robin heron"]).square().sum().backward()
-    with torch.no_grad():
-        for weight in trained.values():
-            weight += 0.5
-    assert encoder.identity != name
-    assert not np.allclose(encoder.encode(["robin"]), before)
-    other = load_encoder(TextSettings(model=str(llama), lora=2, device="cpu"))
-    other.load_trained(encoder.trained())
-    np.testing.assert_allclose(other.encode(["robin"]), encoder.encode(["robin"]), atol=1e-6)
-    with pytest.raises(InputError, match="another text model"):
-        load_encoder(TextSettings(model=str(llama), lora=4, device="cpu")).load_trained(encoder.trained())
-
-
-def test_models_and_features_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
-    (tmp_path / "model").mkdir()
-    with pytest.raises(InputError, match="cannot be loaded"):
-        load_encoder(TextSettings(model=str(tmp_path / "model")))
-    with pytest.raises(InputError, match=r"--text\.max-tokens"):
-        TextSettings(max_tokens=0)
-    np.save(tmp_path / "x.npy", np.zeros((3, 4), np.float32))
-    assert read_features(tmp_path / "x.npy", 3).shape == (3, 4)
-    with pytest.raises(InputError, match="3, 4"):
-        read_features(tmp_path / "x.npy", 5)
-    np.save(tmp_path / "o.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_features(tmp_path / "o.npy", 1)
-
-
-# Language models
-
-GOOD = json.dumps({"summary": "A bird.", "keywords": ["wing"], "rationale": "It flies.", "label": "Birds"})
-
-
-def chat(text):
-    return 200, json.dumps({"choices": [{"message": {"content": text}}]})
-
-
-def test_answers_are_read_strictly():
-    answer = parse_answer(f"```json\n{GOOD}\n```", ["birds", "ships"])
-    assert (answer.summary, answer.label, answer.keywords) == ("A bird.", "birds", ("wing",))
-    for bad in ("no json", '{"summary": 3}', '{"summary": "x", "keywords": 1}', "{'a': 1}", '{"summary": " "}'):
-        with pytest.raises(BadAnswerError):
-            parse_answer(bad)
-    with pytest.raises(BadAnswerError, match="wrong label"):
-        parse_answer(GOOD, ["ships"])
-
-
-def test_a_server_is_asked_once_a_prompt_and_its_bad_answers_again(tmp_path, monkeypatch):
-    wrong = json.dumps({"summary": "x", "label": "planes"})
-    with chat_server([chat("sorry"), chat(wrong), chat(GOOD)]) as (url, asked, headers):
-        monkeypatch.setenv("SOME_KEY", "secret")
-        settings = LLMSettings(url=url, model="m", key_variable="SOME_KEY", timeout=5)
-        summarizer = load_summarizer(settings, labels=["birds"], cache=tmp_path)
-        assert summarizer.summarise(["n"], ["a prompt"]) == ["A bird."]
-        assert len(asked) == 3
-        body = json.loads(asked[0])
-        assert (body["model"], body["temperature"], body["messages"][1]["content"]) == ("m", 0, "a prompt")
-        assert "wrong label" in json.loads(asked[2])["messages"][1]["content"]
-        assert headers[0]["Authorization"] == "Bearer secret"
-        again = load_summarizer(settings, labels=["birds"], cache=tmp_path)
-        assert again.summarise(["n"], ["a prompt"]) == ["A bird."]
-        assert again.answers["n"].label == "birds"
-        assert len(asked) == 3
-    assert "secret" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
-
-
-def test_a_model_that_never_answers_well_leaves_the_prompt(tmp_path):
-    with chat_server([chat("{broken")]) as (url, asked, _):
-        summarizer = LLMSummarizer(ChatClient(url, "m", timeout=5), "m", cache=tmp_path, attempts=2)
-        with pytest.warns(ContrastiveWarning, match="1 of 1"):
-            assert summarizer.summarise(["n"], ["a prompt"]) == ["a prompt"]
-        assert len(asked) == 2
-    assert not list(tmp_path.rglob("*.json"))
-
-
-@pytest.mark.parametrize(
-    ("answers", "tries", "text"),
-    [
-        ([5.0], 2, "in time"),
-        ([(500, "busy")], 2, "status 500"),
-        ([(429, "slow down")], 2, "429"),
-        ([(401, "no key")], 1, "401: no key"),
-        ([(200, "<html>")], 2, "malformed JSON"),
-        ([(200, '{"choices": []}')], 2, "malformed JSON"),
-    ],
-)
-def test_a_server_that_fails_is_tried_again_and_then_named(answers, tries, text):
-    with chat_server(answers) as (url, asked, _):
-        client = ChatClient(url, "m", timeout=0.2, attempts=2, pause=0.01)
-        with pytest.raises(InputError, match=text) as caught:
-            client("a prompt")
-        assert len(asked) == tries
-        assert url in str(caught.value)
-
-
-def test_a_server_that_recovers_is_heard():
-    with chat_server([(503, "wait"), chat(GOOD)]) as (url, asked, _):
-        assert ChatClient(url, "m", timeout=5, pause=0.01)("p") == GOOD
-        assert len(asked) == 2
-    with pytest.raises(InputError, match="no answer"):
-        ChatClient("http://127.0.0.1:9/v1", "m", timeout=1, attempts=1)("p")
-
-
-def test_a_local_model_speaks_and_its_nonsense_is_noted(llama):
-    model = LocalModel(str(llama), new_tokens=5)
-    assert model("robin heron") == model("robin heron")
-    with pytest.warns(ContrastiveWarning, match="1 of 1"):
-        assert LLMSummarizer(model, "tiny", attempts=1).summarise(["n"], ["robin heron"]) == ["robin heron"]
-    with pytest.raises(InputError, match="cannot be loaded"):
-        LocalModel(str(llama / "missing"))
-
-
-def test_answers_from_a_file_must_be_complete(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    path.write_text('{"node_id": 1, "summary": "one"}\n\n{"node_id": "b", "summary": "two"}\n')
-    source = load_summarizer(LLMSettings(answers=path))
-    assert source.summarise(["b", "1"], ["", ""]) == ["two", "one"]
-    with pytest.raises(InputError, match="lack nodes"):
-        source.summarise(["c"], [""])
-    path.write_text('{"node_id": 1}\n')
-    with pytest.raises(InputError, match="line 1"):
-        PrecomputedSummaries(path)
-    assert load_summarizer(LLMSettings()) is None
-    with pytest.raises(InputError, match="model"):
-        LLMSettings(url="http://localhost")
-    with pytest.raises(InputError, match="file or from a model"):
-        LLMSettings(answers=path, model="m")
-
-
-def test_the_themes_of_the_tests_are_distinct():
-    words = [word for theme in THEMES.values() for word in theme]
-    assert len(set(words)) == len(words)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_graphtext.encoders import GraphEncoder, first_attention
-from cl_graphtext.graph import both_directions, homophily, undirected
-from cl_graphtext.neighbours import duplicate_groups, nearest, noise_floor, unit_rows
-from cl_graphtext.perturb import graph_perturb
-from cl_graphtext.promptgnn_sim.model import CrossModalBlock, Fusion, LinkHead, Network, NetworkConfig
+from cl_graphtext.graphs.encoders import GraphEncoder, first_attention
+from cl_graphtext.graphs.graph import both_directions, homophily, undirected
+from cl_graphtext.graphs.perturb import graph_perturb
+from cl_graphtext.graphs.sampling import Csr, sample_block, sample_neighbours, whole_block
+from cl_graphtext.promptgnn_sim.model import CrossModalBlock, Fusion, LinkHead, ModelConfig, Network
 from cl_graphtext.promptgnn_sim.objective import alignment, classification, directed_alignment, link_loss
 from cl_graphtext.promptgnn_sim.prompts import Bounds, Keywords, build_prompts, neighbourhood_keywords
 from cl_graphtext.promptgnn_sim.selection import (
@@ -21,7 +21,7 @@ from cl_graphtext.promptgnn_sim.selection import (
     candidate_pairs,
     select,
 )
-from cl_graphtext.sampling import Csr, sample_block, sample_neighbours, whole_block
+from cl_graphtext.texts.neighbours import duplicate_groups, nearest, noise_floor, unit_rows
 from contrastive_core.memory import FeatureQueue
 
 NONE = np.zeros((0, 2), np.int64)
@@ -129,11 +129,71 @@ def test_candidates_are_nearest_texts_or_neighbours_of_neighbours_of_poor_nodes(
     csr = csr_of([(0, 1), (1, 2), (2, 3)], 5)
     unit = unit_rows(torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [0, 1], [1, 0.05]]))
     settings = SelectionSettings(adaptive=False, k=2, candidates=1)
-    found = {tuple(pair) for pair in candidate_pairs(csr, unit, settings).tolist()}
-    assert found == {(4, 0), (1, 3), (2, 4)}  # nodes 1 and 2 have two neighbours already
-    two = candidate_pairs(csr, unit, dataclasses.replace(settings, augment="hop2"))
-    assert {tuple(pair) for pair in two.tolist()} == {(2, 0), (1, 3)}
-    assert len(candidate_pairs(csr, unit, dataclasses.replace(settings, augment="none"))) == 0
+
+    def pairs(k=2, **changes):
+        return [
+            tuple(pair)
+            for pair in candidate_pairs(
+                csr, unit, torch.full((5,), k), dataclasses.replace(settings, **changes)
+            ).tolist()
+        ]
+
+    assert set(pairs()) == {(4, 0), (1, 3), (2, 4)}  # nodes 1 and 2 have two neighbours already
+    assert set(pairs(augment="hop2")) == {(2, 0), (1, 3)}
+    assert pairs(augment="none") == []
+    assert set(pairs(k=1)) == {(2, 4)}  # how many a node may keep decides, not how wide the table is
+    assert pairs(k=0) == []
+
+
+def test_every_node_counts_its_own_number_of_neighbours_when_it_asks_for_candidates():
+    csr = csr_of([(0, 1), (0, 2), (1, 2)], 4)
+    unit = unit_rows(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    k = torch.tensor([2, 3, 2, 0])
+    pairs = candidate_pairs(csr, unit, k, SelectionSettings(candidates=3))
+    assert set(pairs[:, 1].tolist()) == {1}
+    assert len(pairs) == 3
+
+
+def test_neighbours_of_neighbours_are_as_many_as_asked_for_nearest_texts_first():
+    hub = csr_of([(0, i) for i in range(1, 7)], 7)  # every leaf has five others two hops away
+    angle = torch.tensor([0.0, 0.0, 0.1, 0.9, 0.2, 0.5, 0.2])
+    unit = torch.stack([angle.cos(), angle.sin()], 1)
+    settings = SelectionSettings(augment="hop2", candidates=2)
+    pairs = candidate_pairs(hub, unit, torch.full((7,), 3), settings)
+    of_first = [a for a, b in pairs.tolist() if b == 1]
+    assert of_first == [2, 4]  # 4 and 6 are equal: the lower index
+    assert (np.bincount(pairs[:, 1], minlength=7) == [0, 2, 2, 2, 2, 2, 2]).all()
+    assert not set(map(tuple, pairs.tolist())) & {(0, i) for i in range(7)}  # what is linked is no candidate
+
+
+@pytest.mark.parametrize(
+    ("length", "weight", "k"), [(4, 0.7, 10), (5, 0.5, 5), (20, 0.5, 5), (21, 0.3, 3)], ids=lambda value: str(value)
+)
+def test_a_text_of_exactly_the_bound_is_of_ordinary_length(length, weight, k):
+    weights, kept = adaptive_weights(np.array([length]), LengthBounds(5, 20), SelectionSettings())
+    assert weights.item() == pytest.approx(weight)
+    assert kept.item() == k
+
+
+def test_node_0_is_kept_as_any_other_and_the_threshold_itself_passes():
+    csr = csr_of([(0, 1), (1, 2)], 3)
+    kept = pick(csr, torch.ones(4), torch.ones(3, 1), 0.5, 2)
+    assert kept.neighbours.tolist() == [[1, -1], [0, 2], [1, -1]]
+    assert kept.graph().sources.tolist() == [1, 0, 2, 1]
+    assert kept.edges().tolist() == [[1, 0], [0, 1], [2, 1], [1, 2]]
+    assert (pick(csr, torch.ones(4), torch.ones(3, 1), 0.5, 2, threshold=1.0).neighbours == kept.neighbours).all()
+    assert (pick(csr, torch.ones(4), torch.ones(3, 1), 0.5, 2, threshold=1.01).neighbours == -1).all()
+
+
+def test_attention_is_taken_against_the_largest_of_each_node_so_that_hubs_are_not_flat():
+    csr = csr_of([(0, i) for i in range(1, 51)], 51)
+    attention = torch.full((len(csr.sources),), 0.02)
+    attention[50:] = 1.0
+    attention[7] = 0.03  # of node 8, a little above the other forty-nine
+    kept = pick(csr, attention, torch.ones(51, 1), 0.5, 2)
+    assert kept.neighbours[0].tolist() == [8, 1]
+    torch.testing.assert_close(kept.scores[0], torch.tensor([1.0, 0.5 * 2 / 3 + 0.5]))
+    torch.testing.assert_close(kept.scores[1, 0], torch.tensor(1.0))
 
 
 def test_nearest_is_the_dense_ranking_whatever_the_chunk():
@@ -309,7 +369,7 @@ def test_without_neighbours_only_the_self_token_counts(block):
 
 def test_the_order_of_neighbours_does_not_matter_and_a_score_of_nothing_weighs_nothing():
     torch.manual_seed(0)
-    fusion = Fusion(6, NetworkConfig(width=16, heads=2, dropout=0.0)).eval()
+    fusion = Fusion(6, ModelConfig(width=16, heads=2, dropout=0.0)).eval()
     graph, x, prompts = torch.randn(8, 16), torch.randn(8, 6), torch.randn(2, 6)
     rows, near = torch.tensor([0, 4]), torch.tensor([[1, 2, 3], [5, 6, -1]])
     scores = torch.tensor([[0.9, 0.4, 0.2], [0.5, 0.3, 0.0]])
@@ -332,14 +392,14 @@ def test_the_order_of_neighbours_does_not_matter_and_a_score_of_nothing_weighs_n
 
 
 def test_the_gate_opens_to_either_branch():
-    fusion = Fusion(6, NetworkConfig(width=16, heads=2))
+    fusion = Fusion(6, ModelConfig(width=16, heads=2))
     graph, text = torch.randn(3, 16), torch.randn(3, 16)
     with torch.no_grad():
         fusion.gate.weight.zero_()
         for bias, branch in ((50.0, graph), (-50.0, text), (0.0, (graph + text) / 2)):
             fusion.gate.bias.fill_(bias)
             torch.testing.assert_close(fusion.fuse(graph, text), branch)
-    only = Fusion(6, NetworkConfig(width=16, heads=2, fusion="graph"))
+    only = Fusion(6, ModelConfig(width=16, heads=2, fusion="graph"))
     assert torch.equal(only.fuse(graph, text), graph)
 
 
@@ -349,7 +409,7 @@ def test_link_scores_do_not_depend_on_the_order_of_a_pair():
 
 
 def test_zero_shot_is_a_cosine_and_the_remembered_attention_does_not_learn():
-    network = Network("promptgnn-sim", 6, 3, NetworkConfig(width=16, heads=2))
+    network = Network("promptgnn-sim", 6, 3, ModelConfig(width=16, heads=2))
     scores = network.zero_shot(torch.randn(5, 16), torch.randn(3, 6))
     assert scores.abs().max() <= 1 + 1e-6
     network.remember_attention()

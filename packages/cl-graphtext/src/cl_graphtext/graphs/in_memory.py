@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from contrastive_core.errors import ContrastiveWarning, InputError
@@ -20,7 +20,7 @@ _READ = frozenset({*_TEXT, *_TITLE, *_ID, "edge_index", "y", "num_nodes", "x"})
 _MASKS = ("_mask", "_idx", "_indices")
 
 
-Graph = TextGraph | Data | Mapping[str, Any]
+Graph: TypeAlias = TextGraph | Data | Mapping[str, Any]
 
 
 def as_graph(data: Graph) -> TextGraph:

@@ -62,22 +62,22 @@ def read_graph(folder: Path, *, noun: str | None = None) -> TextGraph:
     classes = None if labels_path is None else read_table(labels_path)
     if not len(nodes):
         raise InputError("the graph has no nodes", where=nodes.path)
-    columns = {"id": nodes.column(ID), "text": nodes.column(TEXT)}
-    columns |= {"title": nodes.find(TITLE) or "", "label": nodes.find(_NODE_LABEL) or ""}
-    ids = nodes.ids(columns["id"])
-    labels, names, descriptions = class_indices(nodes.labels(columns["label"] or None), classes)
+    name, text, title, label = nodes.column(ID), nodes.column(TEXT), nodes.find(TITLE), nodes.find(_NODE_LABEL)
+    ids = nodes.ids(name)
+    labels, names, descriptions = class_indices(nodes.labels(label), classes)
     place = {node: i for i, node in enumerate(ids)}
-    _name_unread(folder, nodes, edges, classes, set(columns.values()))
+    links = edge_indices(edges, place)
+    _name_unread(folder, nodes, edges, classes, {name, text, title, label})
     return build(
         ids=ids,
-        texts=nodes.texts(columns["text"]),
-        titles=nodes.texts(columns["title"] or None),
+        texts=nodes.texts(text),
+        titles=nodes.texts(title),
         labels=np.array(labels, np.int64),
         classes=names,
         descriptions=descriptions,
-        edges=edge_indices(edges, place),
+        edges=links,
         split=_read_split(folder / "splits.json", place),
-        noun=noun or _noun(folder / "graph.json") or ("paper" if columns["id"] == "paper_id" else "item"),
+        noun=noun or _noun(folder / "graph.json") or ("paper" if name == "paper_id" else "item"),
         where=folder,
     )
 
@@ -99,15 +99,13 @@ def _needed(folder: Path, name: str) -> Table:
     return read_table(path)
 
 
-def _name_unread(folder: Path, nodes: Table, edges: Table, classes: Table | None, used: set[str]) -> None:
+def _name_unread(folder: Path, nodes: Table, edges: Table, classes: Table | None, used: set[str | None]) -> None:
     """Name columns and files that are not looked at."""
-    tables = {nodes.path.name: (nodes, used), edges.path.name: (edges, {edges.find(SOURCE), edges.find(TARGET)})}
+    read = [(nodes, used), (edges, {edges.find(SOURCE), edges.find(TARGET)})]
     if classes is not None:
-        tables[classes.path.name] = (classes, {classes.find(LABEL), classes.find(DESCRIPTION)})
-    unread = [
-        f"{name}: column {each}" for name, (table, own) in tables.items() for each in table.columns if each not in own
-    ]
-    known = {*tables, *_JSON}
+        read.append((classes, {classes.find(LABEL), classes.find(DESCRIPTION)}))
+    unread = [f"{table.path.name}: {name}" for table, own in read for name in table.columns if name not in own]
+    known = {*_JSON, *(table.path.name for table, _ in read)}
     unread += sorted(e.name for e in folder.iterdir() if e.name not in known and not e.name.startswith("."))
     if unread:
         shown = ", ".join(unread[:8]) + (f" and {len(unread) - 8} more" if len(unread) > 8 else "")

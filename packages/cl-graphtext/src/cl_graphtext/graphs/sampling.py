@@ -75,8 +75,7 @@ class Block:
 
     def to(self, device: torch.device) -> "Block":
         """The same on another device."""
-        tensors = (each.to(device) for each in (self.nodes, self.edge_index, self.edge_weight))
-        return Block(*tensors, self.targets)
+        return Block(self.nodes.to(device), self.edge_index.to(device), self.edge_weight.to(device), self.targets)
 
 
 def sample_neighbours(

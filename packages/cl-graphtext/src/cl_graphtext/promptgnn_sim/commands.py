@@ -194,7 +194,8 @@ def prompts(
     graph, store = read_graph(data), TextCache(cache)
     summarizer = load_summarizer(llm, labels=graph.classes, cache=cache / "answers", device=device)
     if run is None:
-        training, stages = TrainSettings(seed=seed), StageSettings(warmup=warmup)
+        accelerator = {"cuda": "gpu"}.get(device.partition(":")[0], device)
+        training, stages = TrainSettings(seed=seed, accelerator=accelerator), StageSettings(warmup=warmup)
         settings = Settings(
             split=split, split_seed=split_seed, text=text, selection=selection, stages=stages, training=training
         )

@@ -222,9 +222,7 @@ def warm_up(
     graph: TextGraph, settings: Settings, *, cache: TextCache, x: Float[Tensor, "n d"] | None = None
 ) -> GraphModel:
     """A model that has only warmed up, whose attention chooses neighbours for prompts."""
-    short = TrainSettings(
-        steps=settings.stages.warmup + 1, seed=settings.training.seed, progress=False, accelerator="cpu"
-    )
+    short = dataclasses.replace(settings.training, steps=settings.stages.warmup + 1, progress=False)
     plain = dataclasses.replace(settings.model, prompt=False, fusion="graph")
     model = train_graph(
         graph, dataclasses.replace(settings, model=plain, batch_size=1024, training=short), x=x, cache=cache
