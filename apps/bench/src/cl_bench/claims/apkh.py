@@ -8,19 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from cl_retrieval.apkh.attributes import Bank, read_bank
-from cl_retrieval.apkh.commands import new_learner
-from cl_retrieval.apkh.learner import APKHSettings
-from cl_retrieval.apkh.model import APKHConfig
-from cl_retrieval.apkh.prompts import ResidualCentres
+from cl_retrieval.apkh import (
+    APKHConfig,
+    Bank,
+    ObjectiveSettings,
+    PromptOptions,
+    ResidualCentres,
+    Settings,
+    read_bank,
+    train_apkh,
+)
+from cl_retrieval.apkh.attributes import label_overlap
 from cl_retrieval.encoders import load_encoder
-from cl_retrieval.gnah.commands import new_learner as new_gnah_learner
-from cl_retrieval.gnah.learner import GNAHSettings
-from cl_retrieval.gnah.model import GNAHConfig
-from cl_retrieval.hasher import default_encoder
+from cl_retrieval.hashing.codes import Hashes
+from cl_retrieval.hashing.data import default_encoder
 from cl_retrieval.hashing.evaluation import continuous_map, map_both
-from cl_retrieval.hashing.learning import HashModel
 from cl_retrieval.hashing.split import divide_classes
+from cl_retrieval.pairs import PairFeatures
 from contrastive_core.errors import ContrastiveWarning
 from torch import Tensor
 
@@ -37,11 +41,11 @@ from cl_bench.claims.hashing import (
     baselines,
     both_directions,
     condition,
-    fit,
+    gnah,
     labelled_pairs,
     sample_encoder,
     sweep,
-    trained,
+    training,
 )
 
 FEWEST_SPLITS, SWEPT_SPLITS = 5, 3
@@ -91,18 +95,18 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
 
     def score(train: Trainer, pairs: int, bits: int, seed: int) -> Result:
         rows, groups = divided(features, pairs, seed)
-        model = fit(train, features, rows, bits, seed)
+        hashes = train(features.take(rows), bits, seed)
         return Result(
             {
                 f"{group} {direction}": value
                 for group, (query, database) in groups.items()
-                for direction, value in map_both(model, features, query, database).items()
+                for direction, value in map_both(hashes, features, query, database).items()
             }
         )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ContrastiveWarning)  # ablations are meant to look wrong
-        trainers = _arms(centres, epochs, hidden) | baselines(epochs, hidden)
+        trainers = _arms(centres, bank, epochs, hidden) | baselines(epochs, hidden)
         table = sweep("apkh", score, trainers, SWEPT, splits, splits[:SWEPT_SPLITS])
     exact = _exact(features, splits)
     reference = ", ".join(f"{name} {statistics.fmean(values):.3f}" for name, values in exact.items())
@@ -147,38 +151,27 @@ def divided(features: Any, pairs: int, seed: int) -> tuple[np.ndarray, dict[str,
     return known[:pairs], {name: (rows[: len(rows) // 4], rows[len(rows) // 4 :]) for name, rows in groups.items()}
 
 
-def _arms(centres: Tensor, epochs: int, hidden: int) -> dict[str, Trainer]:
+def _arms(centres: Tensor, bank: Bank, epochs: int, hidden: int) -> dict[str, Trainer]:
     def apkh(
         learn: bool = True, config: dict[str, Any] | None = None, variance: float = 0.05, **options: Any
     ) -> Trainer:
-        def train(fx: Tensor, fy: Tensor, bits: int, seed: int) -> HashModel:
-            learner = new_learner(
-                fx,
-                fy,
-                ResidualCentres(centres, learn=learn),
+        def train(pairs: PairFeatures, bits: int, seed: int) -> Hashes:
+            settings = Settings(
+                PromptOptions(variance=variance),
                 APKHConfig(bits=bits, hidden=hidden, **(config or {})),
-                APKHSettings(**options),
-                variance=variance,
-                seed=seed,
+                ObjectiveSettings(**options),
+                training=training(epochs, seed),
             )
-            return trained(learner, fx, fy, seed, epochs)
-
-        return train
-
-    def gnah(**options: Any) -> Trainer:
-        def train(fx: Tensor, fy: Tensor, bits: int, seed: int) -> HashModel:
-            config = GNAHConfig(bits=bits, hidden=hidden)
-            learner = new_gnah_learner(fx, fy, config, GNAHSettings(**options), epochs=epochs, seed=seed)
-            return trained(learner, fx, fy, seed, epochs)
+            return train_apkh(pairs, settings, centres=ResidualCentres(centres, learn=learn), bank=bank)
 
         return train
 
     return {
         FULL: apkh(),
-        NEIGHBOURHOOD: gnah(variant="no_p"),
-        PAIRWISE: gnah(variant="pairwise", binarisation_weight=1.0),  # its better weight
+        NEIGHBOURHOOD: gnah(epochs, hidden, variant="no_p"),
+        PAIRWISE: gnah(epochs, hidden, variant="pairwise", binarisation_weight=1.0),  # its better weight
         POINTS: apkh(smooth=False),
-        "GNAH": gnah(),
+        "GNAH": gnah(epochs, hidden),
         "frozen attributes": apkh(learn=False),
         "separate heads": apkh(config={"shared": False}),
         "variance 0.1": apkh(variance=0.1),
@@ -186,7 +179,5 @@ def _arms(centres: Tensor, epochs: int, hidden: int) -> dict[str, Trainer]:
 
 
 def _overlap(bank: Bank, classes: Sequence[str]) -> str:
-    from cl_retrieval.apkh.attributes import label_overlap
-
     shared = label_overlap(bank, classes)
     return f"attributes that are names of classes or words of them: {', '.join(shared) or 'none'}"

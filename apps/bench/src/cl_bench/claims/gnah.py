@@ -5,12 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cl_retrieval.gnah.commands import new_learner
-from cl_retrieval.gnah.learner import GNAHSettings
-from cl_retrieval.gnah.model import GNAHConfig
 from cl_retrieval.hashing.evaluation import continuous_map, map_both
-from cl_retrieval.hashing.learning import HashModel
-from torch import Tensor
 
 from cl_bench.arms import Outcome, Result, Statement, compare
 from cl_bench.claims.hashing import (
@@ -24,10 +19,9 @@ from cl_bench.claims.hashing import (
     both_directions,
     chance,
     condition,
-    fit,
+    gnah,
     labelled_pairs,
     sweep,
-    trained,
 )
 
 QUERIES = 300
@@ -77,9 +71,9 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
 
     def score(train: Trainer, pairs: int, bits: int, seed: int) -> Result:
         rows = database[np.random.default_rng(seed).permutation(len(database))[:pairs]]
-        return Result(map_both(fit(train, features, rows, bits, seed), features, query, database))
+        return Result(map_both(train(features.take(rows), bits, seed), features, query, database))
 
-    ablations: dict[str, Trainer] = {name: _gnah(epochs, hidden, options) for name, options in ABLATIONS.items()}
+    ablations: dict[str, Trainer] = {name: gnah(epochs, hidden, **options) for name, options in ABLATIONS.items()}
     swept = (FULL, PAIRWISE, *(name for name in OTHERS if name != "DJSRH"))
     table = sweep("gnah", score, ablations | baselines(epochs, hidden), swept, seeds, seeds)
     labels = features.labelled("a claim")
@@ -97,12 +91,3 @@ def claims(seeds: Sequence[int], data: Path | None, *, epochs: int = EPOCHS, hid
     curve = table.curves(tuple(DIRECTIONS), {n: condition(n, CODE) for n in SIZES})
     curves = {"gnah: mAP against training pairs, 32 bits, both directions": curve}
     return compare("gnah", STATEMENTS, table, notes=notes, curves=curves)
-
-
-def _gnah(epochs: int, hidden: int, options: dict[str, Any]) -> Trainer:
-    def train(fx: Tensor, fy: Tensor, bits: int, seed: int) -> HashModel:
-        config = GNAHConfig(bits=bits, hidden=hidden)
-        learner = new_learner(fx, fy, config, GNAHSettings(**options), epochs=epochs, seed=seed)
-        return trained(learner, fx, fy, seed, epochs)
-
-    return train

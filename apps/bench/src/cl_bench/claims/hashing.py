@@ -1,6 +1,5 @@
 """What the claims of GNAH and APKH share: real drawings with names, arms, scores, and the dense contrast."""
 
-import csv
 import functools
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from cl_retrieval.encoders import load_encoder
-from cl_retrieval.hasher import default_encoder
-from cl_retrieval.hashing.baselines import DJSRH, DJSRHLearner, DJSRHSettings, cca_itq, itq, random_projection
-from cl_retrieval.hashing.learning import HashModel, Learner, optimise
+from cl_retrieval.gnah import GNAHConfig, ObjectiveSettings, Settings, train_gnah
+from cl_retrieval.hashing.baselines import DJSRHSettings, LinearHash, cca_itq, itq, random_projection, train_djsrh
+from cl_retrieval.hashing.codes import Hashes
+from cl_retrieval.hashing.data import default_encoder
 from cl_retrieval.pairs.embedding import embed_pairs
 from cl_retrieval.pairs.emoji import openmoji
 from cl_retrieval.pairs.features import PairFeatures, one_hot
@@ -21,7 +20,8 @@ from cl_retrieval.pairs.raw import open_image, read_pairs
 from cl_retrieval.pairs.samples import fit_sample_encoder
 from contrastive_core.data import safe_extract
 from contrastive_core.errors import InputError
-from torch import Tensor
+from contrastive_core.files import read_csv
+from contrastive_core.training import TrainSettings
 
 from cl_bench.arms import Result, Statement, Table, measure
 
@@ -29,8 +29,8 @@ EPOCHS, HIDDEN = 500, 512
 PAIRS, SIZES = 80, (20, 40, 80, 160)
 CODE, BITS = 32, (16, 32, 64)
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
-Trainer = Callable[[Tensor, Tensor, int, int], HashModel]
-"""Image features, text features, bits and seed to a model."""
+Trainer = Callable[[PairFeatures, int, int], Hashes]
+"""Training pairs, bits and seed to hash functions."""
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def labelled_pairs(data: Path | None) -> PairFeatures:
 
     Args:
         data: Folder of ``captions.csv`` and ``images.zip`` (Noto emoji; the stand-in encodes them), or of pairs as
-            ``encode-features`` reads them, with an ``encoder`` beside them; OpenMoji's drawings when absent.
+            ``prepare`` reads them, with an ``encoder`` beside them; OpenMoji's drawings when absent.
     """
     if data is None:
         return _openmoji()
@@ -74,8 +74,8 @@ def _openmoji() -> PairFeatures:
 
 
 def _noto(data: Path) -> PairFeatures:
-    with (data / "captions.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["group"] not in ("flags", "component")]
+    table = read_csv(data / "captions.csv", required=("group", "subgroup", "hexcode", "label_en", "tags_en"))
+    rows = [row for _, row in table if row["group"] not in ("flags", "component")]
     sizes = {name: sum(row["subgroup"] == name for row in rows) for name in {row["subgroup"] for row in rows}}
     rows = [row for row in rows if sizes[row["subgroup"]] >= 15]
     if not rows:
@@ -97,37 +97,38 @@ def _noto(data: Path) -> PairFeatures:
     )
 
 
-def trained(learner: Learner, fx: Tensor, fy: Tensor, seed: int, epochs: int) -> Any:
-    """The learner's model after training."""
-    optimise(learner, fx, fy, epochs=epochs, seed=seed)
-    return learner.model
+def training(epochs: int, seed: int) -> TrainSettings:
+    """Length and seed of everything that is trained."""
+    return TrainSettings(epochs=epochs, seed=seed, progress=False, accelerator="cpu")
+
+
+def gnah(epochs: int, hidden: int, **options: Any) -> Trainer:
+    """GNAH, or one of its variants."""
+
+    def train(pairs: PairFeatures, bits: int, seed: int) -> Hashes:
+        model, objective = GNAHConfig(bits=bits, hidden=hidden), ObjectiveSettings(**options)
+        return train_gnah(pairs, Settings(model, objective, training=training(epochs, seed)))
+
+    return train
 
 
 def baselines(epochs: int, hidden: int) -> dict[str, Trainer]:
     """Baselines under the same pairs, bits, epochs and width."""
-
-    def djsrh(fx: Tensor, fy: Tensor, bits: int, seed: int) -> HashModel:
-        torch.manual_seed(seed)
-        learner = DJSRHLearner(DJSRH(fx.shape[1], bits, hidden=hidden), DJSRHSettings())
-        return trained(learner, fx, fy, seed, epochs)
-
+    random = partial(linear, random_projection)
     return {
-        "DJSRH": djsrh,
-        "CCA-ITQ": lambda fx, fy, bits, seed: cca_itq(fx.numpy(), fy.numpy(), bits, seed=seed),
-        "ITQ": lambda fx, fy, bits, seed: itq(fx.numpy(), fy.numpy(), bits, seed=seed),
-        "random projection": lambda fx, fy, bits, seed: random_projection(
-            fx.numpy(), fy.numpy(), bits, centre=False, seed=seed
+        "DJSRH": lambda pairs, bits, seed: train_djsrh(
+            pairs, bits, DJSRHSettings(hidden=hidden), training=training(epochs, seed)
         ),
-        "random projection, centred": lambda fx, fy, bits, seed: random_projection(
-            fx.numpy(), fy.numpy(), bits, centre=True, seed=seed
-        ),
+        "CCA-ITQ": partial(linear, cca_itq),
+        "ITQ": partial(linear, itq),
+        "random projection": partial(random, centre=False),
+        "random projection, centred": partial(random, centre=True),
     }
 
 
-def fit(train: Trainer, features: PairFeatures, rows: np.ndarray, bits: int, seed: int) -> HashModel:
-    """A model trained on some rows."""
-    fx, fy = (torch.from_numpy(features.of(m)[rows]) for m in ("image", "text"))
-    return train(fx, fy, bits, seed)
+def linear(make: Callable[..., LinearHash], pairs: PairFeatures, bits: int, seed: int, **options: Any) -> LinearHash:
+    """A baseline without gradient steps."""
+    return make(pairs.image, pairs.text, bits, seed=seed, **options)
 
 
 def chance(features: PairFeatures, query: np.ndarray, database: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """What the speeds of GNAH and APKH share: the dense contrast that a training step is raced against."""
 
+import torch
 from torch import Tensor
 
 
