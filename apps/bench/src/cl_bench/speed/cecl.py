@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from cl_video3d.cecl.clips import ClipSettings
 from cl_video3d.cecl.echo import EchoSettings, measure
-from cl_video3d.cecl.extract import extract
+from cl_video3d.cecl.extraction import measure_videos
+from cl_video3d.cecl.folder import read_echoes
 from cl_video3d.cecl.model import EchoModel, ModelConfig
-from cl_video3d.cecl.samples import write_samples
-from cl_video3d.cecl.store import read_store
-from cl_video3d.cecl.system import EchoSystem, ObjectiveSettings, OptimSettings
-from cl_video3d.cecl.views import ViewSettings
+from cl_video3d.cecl.system import EchoSystem, ObjectiveSettings, Settings
 from cl_video3d.video.encoding import EncodeSetting
 from cl_video3d.video.manifest import Entry
 from cl_video3d.video.reading import luma, probe
+from cl_video3d.video.samples import write_samples
 
 from cl_bench.measures import Speed, race
 
@@ -82,10 +81,10 @@ def _scaling(rounds: int) -> Speed:
         entries = write_samples(Path(folder) / "samples", photographs=1, generated=4)
         settings, echo = ClipSettings(clips=12), EchoSettings(codec=("hevc",), preset=("medium",))
 
-        def run(jobs: int) -> Callable[[], None]:
+        def run(workers: int) -> Callable[[], None]:
             def task() -> None:
                 with tempfile.TemporaryDirectory() as out:
-                    extract(entries, out, clips=settings, echo=echo, jobs=jobs, progress=False)
+                    measure_videos(entries, out, clips=settings, echo=echo, workers=workers, progress=False)
 
             return task
 
@@ -112,7 +111,7 @@ def _long_input(rounds: int) -> Speed:
         def run(path: Path) -> Callable[[], None]:
             def task() -> None:
                 with tempfile.TemporaryDirectory() as out:
-                    extract([Entry("v", path, "v")], out, clips=ClipSettings(size=224), progress=False)
+                    measure_videos([Entry("v", path, "v")], out, clips=ClipSettings(size=224), progress=False)
 
             return task
 
@@ -131,27 +130,20 @@ def _long_input(rounds: int) -> Speed:
 def _steps(rounds: int) -> list[Speed]:
     with tempfile.TemporaryDirectory() as folder:
         entries = write_samples(Path(folder) / "samples", photographs=1, generated=4)
-        extract(entries, Path(folder) / "echo", clips=ClipSettings(clips=4), progress=False)
-        echoes = read_store(Path(folder) / "echo").at()
+        measure_videos(entries, Path(folder) / "echo", clips=ClipSettings(clips=4), progress=False)
+        echoes = read_echoes(Path(folder) / "echo").at()
         y = np.ascontiguousarray(luma(echoes.pixels(range(64))))
         numbers, clips = torch.arange(64), torch.from_numpy(y)
 
         def stepper(objective: ObjectiveSettings) -> Callable[[], None]:
             torch.manual_seed(0)
-            system = EchoSystem(
-                EchoModel(ModelConfig()),
-                echoes,
-                objective=objective,
-                optim=OptimSettings(),
-                views=ViewSettings(),
-                total_steps=100,
-                seed=0,
-            )
+            system = EchoSystem(EchoModel(ModelConfig()), echoes, Settings(objective=objective))
             optimizer = torch.optim.AdamW(system.parameters(), lr=1e-3)
 
             def step() -> None:
                 optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(system.loss(numbers, clips, torch.Generator().manual_seed(0)))
+                terms = system.losses(numbers, clips, torch.Generator().manual_seed(0))
+                torch.autograd.backward(list(terms.values()))
                 optimizer.step()
 
             return step

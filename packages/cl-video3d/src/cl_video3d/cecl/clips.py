@@ -4,10 +4,11 @@ import dataclasses
 import hashlib
 
 import numpy as np
-from contrastive_core.errors import InputError
+from contrastive_core.errors import InputError, require
 
 from cl_video3d.video.manifest import Entry
-from cl_video3d.video.reading import VideoInfo, Window, scaled_size
+from cl_video3d.video.planes import scaled_size
+from cl_video3d.video.reading import VideoInfo, Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,25 +35,15 @@ class ClipSettings:
     allow_pq: bool = False
 
     def __post_init__(self) -> None:
-        def check(option: str, fine: bool, wanted: str, value: object) -> None:
-            if not fine:
-                raise InputError(
-                    "a setting of the clips is out of range", where=option, why=f"got {value}", remedy=f"use {wanted}"
-                )
-
-        check("--frames", self.frames >= 4, "at least 4", self.frames)
-        check(
-            "--size",
-            self.size == 0 or (self.size >= 16 and self.size % 2 == 0),
-            "0 or an even number from 16",
-            self.size,
-        )
-        check("--stride", self.stride >= 0, "0 or a positive number", self.stride)
-        check("--clips", self.clips >= 1, "at least 1", self.clips)
-        check("--seed", self.seed >= 0, "0 or a positive number", self.seed)
+        require(4 <= self.frames <= 512, "--frames", self.frames, "a whole number from 4 to 512")
+        size = self.size == 0 or (16 <= self.size <= 8192 and self.size % 2 == 0)
+        require(size, "--size", self.size, "0, or an even number from 16 to 8192")
+        require(0 <= self.stride <= 1000, "--stride", self.stride, "a whole number from 0 to 1000")
+        require(1 <= self.clips <= 10**6, "--clips", self.clips, "a whole number from 1 to 1000000")
+        require(0 <= self.seed < 2**32, "--seed", self.seed, "a whole number from 0 to 2^32 - 1")
         fine = bool(self.short_sides) and len(set(self.short_sides)) == len(self.short_sides)
-        fine = fine and all(side == 0 or (side % 2 == 0 and side >= max(16, self.size)) for side in self.short_sides)
-        check("--short-sides", fine, "0, or even numbers not below --size, each once", self.short_sides)
+        fine = fine and all(s == 0 or (s % 2 == 0 and max(16, self.size) <= s <= 8192) for s in self.short_sides)
+        require(fine, "--short-sides", self.short_sides, "0, or even numbers not below --size, each once")
 
     def stride_of(self, fps: float) -> int:
         """Distance of the frames of a clip at a frame rate."""

@@ -1,17 +1,15 @@
 """Clusters of clips by their rate-quality behaviour (section 5.5), fitted on training clips only."""
 
 import dataclasses
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from contrastive_core.errors import InputError
-from contrastive_core.files import atomic_write, read_json, write_json
+from contrastive_core.errors import InputError, require
 from jaxtyping import Float, Int
 
 from cl_video3d.cecl.curves import curve_distances, log_rates, rate_at_quality
-from cl_video3d.cecl.store import EchoSet
-from cl_video3d.video.encoding import LARGEST_CRF, Codec
+from cl_video3d.cecl.data import EchoSet
+from cl_video3d.video.encoding import LARGEST_CRF, Codec, EncodeSetting
 
 Algorithm = Literal["rq-kmeans", "bd-kmedoids"]
 Space = Literal["echo", "grid"]
@@ -50,6 +48,12 @@ class RQClusters:
         return len(self.log_rate)
 
     @property
+    def setting(self) -> EncodeSetting:
+        """Codec and preset of the operating points; the middle CRF."""
+        preset = self.settings[0].split()[1]
+        return EncodeSetting(self.codec, preset, "crf", self.crf[(len(self.crf) - 1) // 2])
+
+    @property
     def largest_crf(self) -> int:
         """End of the CRF scale of the codec."""
         return LARGEST_CRF[self.codec]
@@ -79,37 +83,6 @@ class RQClusters:
         points = _points(log_rate, quality, self.space, self.grid)
         return np.square(points[:, None] - self.centers[None]).sum(2).argmin(1)
 
-    def save(self, folder: Path | str) -> None:
-        """Write ``clusters.json`` and ``clusters.npz``."""
-        folder = Path(folder)
-        arrays = {name: getattr(self, name) for name in ("grid", "centers", "log_rate", "quality")}
-        with atomic_write(folder / "clusters.npz") as temporary:
-            np.savez(temporary, **arrays)
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        write_json(folder / "clusters.json", {name: plain[name] for name in plain if name not in arrays})
-
-    @classmethod
-    def load(cls, folder: Path | str) -> "RQClusters":
-        """Read them back.
-
-        Raises:
-            InputError: The folder holds none, or they are damaged.
-        """
-        folder = Path(folder)
-        if not (folder / "clusters.json").is_file():
-            raise InputError("the folder holds no clusters", where=folder, remedy="name the OUT of cluster")
-        plain: dict[str, Any] = dict(read_json(folder / "clusters.json"))
-        try:
-            with np.load(folder / "clusters.npz", allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ("grid", "centers", "log_rate", "quality")}
-            for name in ("settings", "crf", "sizes"):
-                plain[name] = tuple(plain[name])
-            return cls(**plain, **arrays)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                "the clusters cannot be read", where=folder, why=str(error), remedy="run cluster again"
-            ) from error
-
 
 def fit_clusters(
     echoes: EchoSet,
@@ -131,6 +104,9 @@ def fit_clusters(
     Raises:
         InputError: Fewer clips than clusters, or fewer than two operating points.
     """
+    require(algorithm in get_args(Algorithm), "--algorithm", algorithm, " or ".join(get_args(Algorithm)))
+    require(space in get_args(Space), "--space", space, " or ".join(get_args(Space)))
+    require(0 <= seed < 2**32, "--seed", seed, "a whole number from 0 to 2^32 - 1")
     if len(echoes.settings) < 2:
         raise InputError(
             "a rate-quality curve has two points at least", where="--crf", why=f"got {len(echoes.settings)}"

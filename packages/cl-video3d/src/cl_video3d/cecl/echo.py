@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from contrastive_core.errors import InputError
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Float, Float16, Shaped, UInt8
 
 from cl_video3d.video.encoding import (
     DEFAULT_CRF,
@@ -26,7 +26,7 @@ EchoKind = Literal["stats", "extended", "rate", "quality"]
 # log2 of fewer bits says nothing about the picture any more; static clips at high CRF get there.
 BPP_FLOOR = 1e-5
 RESIDUAL_BLOCK = 4
-_FORMAT = 3  # raise when what a cached row means changes
+_FORMAT = 4  # raise when what a cached row means changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ def measure(
     bits = {kind: int(coded.frame_bits[coded.frame_types == kind].sum()) for kind in "IPB"}
     count = {kind: int((coded.frame_types == kind).sum()) for kind in "IPB"}
     total = int(coded.frame_bits.sum())
-    found = Measurement(
+    measured = Measurement(
         total,
         total / source.size,
         float(quality.mean()),
@@ -177,7 +177,7 @@ def measure(
         ssim(source, decoded) if with_ssim else None,
         vmaf(frames, coded.frames, fps=fps) if with_vmaf else None,
     )
-    return found, coded.frames
+    return measured, coded.frames
 
 
 def cache_key(frames_digest: str, setting: EncodeSetting, fps: float, echo: EchoSettings) -> str:
@@ -195,7 +195,7 @@ def cache_key(frames_digest: str, setting: EncodeSetting, fps: float, echo: Echo
     return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 
-def frames_digest(frames: UInt8[np.ndarray, "t rows w"]) -> str:
+def frames_digest(frames: Shaped[np.ndarray, "..."]) -> str:
     """SHA-256 of the pixels and their shape."""
     return hashlib.sha256(str(frames.shape).encode() + np.ascontiguousarray(frames).tobytes()).hexdigest()
 
@@ -232,7 +232,7 @@ def echo_vectors(
         frame_bpp: Mean bits a pixel of I, P and B frames, 0 where there are none, for ``extended``.
 
     Raises:
-        InputError: The kind is unknown.
+        InputError: The kind is unknown, or lacks what it is made of.
     """
     if kind not in get_args(EchoKind):
         raise InputError(
@@ -244,8 +244,8 @@ def echo_vectors(
     rate, quality = np.log2(np.maximum(bpp, BPP_FLOOR)), psnr / 6
     parts: Sequence[np.ndarray] = {"rate": [rate], "quality": [quality]}.get(kind, [rate, quality])
     if kind == "extended":
-        assert psnr_std is not None
-        assert frame_bpp is not None
+        if psnr_std is None or frame_bpp is None:
+            raise InputError("the extended echo needs spread and frame types", where="psnr_std, frame_bpp")
         spread = np.log2(np.maximum(frame_bpp, BPP_FLOOR)).reshape(len(bpp), -1)
         parts = [*parts, psnr_std / 6, spread]
     return np.concatenate(parts, axis=1)

@@ -1,21 +1,15 @@
-"""The video tower, the echo tower, and a model that keeps what embedding needs."""
+"""The video tower, the echo towers, and the projection the loss compares in."""
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from contrastive_core.errors import InputError
+from contrastive_core.errors import require
 from contrastive_core.nn import mlp_head
-from contrastive_core.training import RunFolder
-from contrastive_core.weights import load_weights
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 Size = Literal["small", "base"]
-_CROPS, _OFFSETS = 2, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +25,8 @@ class ModelConfig:
     projection: int = 64
 
     def __post_init__(self) -> None:
-        if self.projection < 2:
-            raise InputError(
-                "the projection has two dimensions at least", where="--projection", why=f"got {self.projection}"
-            )
+        require(self.network in get_args(Size), "--network", self.network, " or ".join(get_args(Size)))
+        require(2 <= self.projection <= 8192, "--projection", self.projection, "a whole number from 2 to 8192")
 
     @property
     def dim(self) -> int:
@@ -115,73 +107,6 @@ class EchoModel(nn.Module):
     def forward(self, y: Float[Tensor, "b t h w"]) -> Float[Tensor, "b p"]:
         """What the loss sees."""
         return self.projection(self.encoder(y))
-
-
-@torch.inference_mode()
-def embed_clips(
-    model: EchoModel,
-    clips: UInt8[np.ndarray, "n t h w"],
-    view: tuple[int, int, int],
-    *,
-    batch: int = 16,
-) -> Float[np.ndarray, "n d"]:
-    """Embed clips: the mean over the corners and both ends in time, by views of the size of training.
-
-    Args:
-        model: The model.
-        clips: Luma.
-        view: Frames, height and width of a view.
-        batch: Clips at a time.
-
-    Returns:
-        Embeddings, float32.
-    """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    corners = [
-        tuple(round((whole - part) * place) for whole, part, place in zip(clips.shape[1:], view, where, strict=True))
-        for where in _grid()
-    ]
-    corners = list(dict.fromkeys(corners))
-    out = []
-    for start in range(0, len(clips), batch):
-        part = torch.from_numpy(np.ascontiguousarray(clips[start : start + batch])).to(device)
-        views = [part[:, t : t + view[0], y : y + view[1], x : x + view[2]].float() / 255 for t, y, x in corners]
-        found = model.encoder(torch.cat(views)).reshape(len(corners), len(part), -1).mean(0)
-        out.append(found.cpu().numpy())
-    model.train(was_training)
-    return np.concatenate(out)
-
-
-def save_model(model: EchoModel, run: RunFolder, extra: Mapping[str, object]) -> None:
-    """Write the weights of video tower and projection, and how they are used."""
-    run.save_model(model.state_dict(), {"kind": "cecl", "config": dataclasses.asdict(model.config), **extra})
-
-
-def load_model(run: Path | str) -> tuple[EchoModel, dict[str, object]]:
-    """Read a model back, in eval mode on the CPU.
-
-    Returns:
-        The model, and how it is used: ``view``, ``clips``, ``codec``.
-
-    Raises:
-        InputError: The folder holds no model, or none of this method.
-    """
-    state, description = load_weights(RunFolder.open(run).path)
-    if description.get("kind") != "cecl":
-        raise InputError("the model is of another method", where=run, why=f"its kind is {description.get('kind')}")
-    try:
-        model = EchoModel(ModelConfig(**description["config"]))
-        model.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError("the model does not fit its description", where=run, why=str(error).splitlines()[0]) from error
-    return model.eval(), description
-
-
-def _grid() -> list[tuple[float, float, float]]:
-    ends, corners = np.linspace(0, 1, _OFFSETS).tolist(), np.linspace(0, 1, _CROPS).tolist()
-    return [(t, y, x) for t in ends for y in corners for x in corners]
 
 
 def _conv(narrow: int, wide: int, kernel: tuple[int, int, int]) -> nn.Sequential:

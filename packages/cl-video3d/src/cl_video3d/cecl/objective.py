@@ -3,6 +3,8 @@
 from typing import Literal
 
 import torch
+from contrastive_core.distributed import gather as gather_rows
+from contrastive_core.distributed import gather_with_grad
 from contrastive_core.losses import info_nce, nt_xent, rbf_targets, soft_info_nce
 from jaxtyping import Float
 from torch import Tensor
@@ -39,6 +41,7 @@ def echo_loss(
     temperature: float = 0.1,
     sigma: float = 0.5,
     queue: tuple[Float[Tensor, "m d"], Float[Tensor, "m e"]] | None = None,
+    gather: bool = False,
 ) -> Float[Tensor, ""]:
     """Symmetric cross-entropy between ``softmax(z_i . q_j / temperature)`` and the targets of the echoes.
 
@@ -52,6 +55,7 @@ def echo_loss(
         sigma: Width of soft targets.
         queue: Embeddings and echoes of earlier batches, without gradient, as further columns of the direction from
             clips to echoes.
+        gather: Compare the rows of all processes of ``torch.distributed``, with exact gradients.
 
     Returns:
         The loss, in nats.
@@ -61,6 +65,8 @@ def echo_loss(
         >>> abs(float(echo_loss(torch.eye(2), torch.eye(2), echo, temperature=0.01))) < 1e-6
         True
     """
+    if gather:  # soft targets are brought to sum 1 over all rows and all columns
+        z, partner, echo = gather_with_grad(z), gather_with_grad(partner), gather_rows(echo)
     targets = echo_targets(echo, target=target, sigma=sigma)
     if queue is None or not len(queue[0]):
         return soft_info_nce(z, partner, targets, temperature=temperature)
@@ -77,14 +83,14 @@ def echo_loss(
 
 
 def view_loss(
-    first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], *, temperature: float = 0.1
+    first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], *, temperature: float = 0.1, gather: bool = False
 ) -> Float[Tensor, ""]:
     """InfoNCE of two echo-preserving views, both directions: the term weighed by ``lambda_v``."""
-    return info_nce(first, second, temperature=temperature, symmetric=True)
+    return info_nce(first, second, temperature=temperature, symmetric=True, gather=gather)
 
 
 def simclr_loss(
-    first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], *, temperature: float = 0.1
+    first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], *, temperature: float = 0.1, gather: bool = False
 ) -> Float[Tensor, ""]:
     """NT-Xent, of the baselines without echo."""
-    return nt_xent(first, second, temperature=temperature)
+    return nt_xent(first, second, temperature=temperature, gather=gather)

@@ -1,17 +1,15 @@
 """From an embedding to a cluster and a rate-quality curve: what a new video gets without a trial encode."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from contrastive_core.errors import InputError
 from contrastive_core.evaluation import fit_probe
-from contrastive_core.files import atomic_write
 from jaxtyping import Float, Int
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
-_ALPHAS = np.logspace(-1, 4, 11)
+ALPHAS = np.logspace(-1, 4, 11)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +24,7 @@ class Predictor:
         classes: Cluster of each row.
         curve_weights: Of the ridge regression to ``[log2 bpp, PSNR / 6]`` at the operating points.
         curve_bias: Likewise.
+        reach: Mean square of a standardised embedding that one in a hundred training clips exceeds.
     """
 
     mean: Float[np.ndarray, " d"]
@@ -35,6 +34,7 @@ class Predictor:
     classes: Int[np.ndarray, " k"]
     curve_weights: Float[np.ndarray, "e d"]
     curve_bias: Float[np.ndarray, " e"]
+    reach: float
 
     def standardised(self, z: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Embeddings by the statistics of training.
@@ -45,9 +45,8 @@ class Predictor:
         if z.shape[1] != len(self.mean):
             raise InputError(
                 "the embeddings are of another model",
-                where="RUN",
+                where="z",
                 why=f"width {z.shape[1]}, the clusters were made with {len(self.mean)}",
-                remedy="name the run that cluster was given",
             )
         return (z.astype(np.float64) - self.mean) / self.scale
 
@@ -61,37 +60,12 @@ class Predictor:
 
     def curves(self, z: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n c"]]:
         """Predicted ``log2 bpp`` and PSNR at the operating points."""
-        found = self.standardised(z) @ self.curve_weights.T + self.curve_bias
-        rate, quality = np.split(found, 2, axis=1)
+        rate, quality = np.split(self.standardised(z) @ self.curve_weights.T + self.curve_bias, 2, axis=1)
         return rate, 6 * quality
 
-    def save(self, folder: Path | str) -> None:
-        """Write ``predictor.npz``."""
-        with atomic_write(Path(folder) / "predictor.npz") as temporary:
-            np.savez(temporary, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
-
-    @classmethod
-    def load(cls, folder: Path | str) -> "Predictor":
-        """Read it back.
-
-        Raises:
-            InputError: It is missing or damaged.
-        """
-        path = Path(folder) / "predictor.npz"
-        if not path.is_file():
-            raise InputError(
-                "the clusters cannot be predicted for new videos",
-                where=path,
-                why="the file is missing",
-                remedy="run cluster with --run RUN",
-            )
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(**{field.name: file[field.name] for field in dataclasses.fields(cls)})
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                "the predictor cannot be read", where=path, why=str(error), remedy="run cluster again"
-            ) from error
+    def is_new(self, z: Float[np.ndarray, "n d"]) -> bool:
+        """Whether half of the clips lie farther out than one in a hundred of those of training."""
+        return bool(np.median(np.square(self.standardised(z)).mean(1)) > self.reach)
 
 
 def fit_predictor(
@@ -114,7 +88,7 @@ def fit_predictor(
     weights, bias = probe.coef_, probe.intercept_
     if len(weights) == 1:  # two classes have one row in scikit-learn
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-    ridge = RidgeCV(_ALPHAS).fit(x, np.concatenate([log_rate, quality / 6], axis=1))
+    ridge = RidgeCV(ALPHAS).fit(x, np.concatenate([log_rate, quality / 6], axis=1))
     return Predictor(
         scaler.mean_,
         scaler.scale_,
@@ -123,4 +97,5 @@ def fit_predictor(
         np.asarray(probe.classes_, dtype=np.int64),
         ridge.coef_,
         ridge.intercept_,
+        float(np.quantile(np.square(x).mean(1), 0.99)),
     )

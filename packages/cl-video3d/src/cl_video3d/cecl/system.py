@@ -1,20 +1,22 @@
 """How clips, echoes, towers and objective meet in one training step."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
-from contrastive_core.errors import InputError
+from contrastive_core.cli import Flat
+from contrastive_core.distributed import is_active
+from contrastive_core.errors import InputError, require
 from contrastive_core.memory import FeatureQueue
-from contrastive_core.training import seeded_generator, warmup_cosine
+from contrastive_core.training import OptimSettings, TrainSettings, adamw, step_generator
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from cl_video3d.cecl.model import EchoModel, EchoTower, ResidualTower
+from cl_video3d.cecl.data import EchoSet
+from cl_video3d.cecl.model import EchoModel, EchoTower, ModelConfig, ResidualTower
 from cl_video3d.cecl.objective import Target, echo_loss, simclr_loss, view_loss
-from cl_video3d.cecl.store import EchoSet
 from cl_video3d.cecl.views import ViewSettings, echo_preserving_view, simclr_view
 from cl_video3d.video.encoding import encode
 from cl_video3d.video.reading import luma
@@ -49,12 +51,10 @@ class ObjectiveSettings:
     queue: int = 0
 
     def __post_init__(self) -> None:
-        for option, value in (("--temperature", self.temperature), ("--sigma", self.sigma)):
-            if not 0 < value < float("inf"):
-                raise InputError("the option is positive", where=option, why=f"got {value}")
-        for option, value in (("--view-weight", self.view_weight), ("--queue", self.queue)):
-            if not 0 <= value < float("inf"):
-                raise InputError("the option is not negative", where=option, why=f"got {value}")
+        require(1e-4 <= self.temperature <= 1e4, "--temperature", self.temperature, "a number from 0.0001 to 10000")
+        require(1e-4 <= self.sigma <= 1e4, "--sigma", self.sigma, "a number from 0.0001 to 10000")
+        require(0 <= self.view_weight <= 1e4, "--view-weight", self.view_weight, "a number from 0 to 10000")
+        require(0 <= self.queue <= 10**6, "--queue", self.queue, "a whole number from 0 to 1000000")
         if self.queue and (self.method != "cecl" or self.target not in ("soft", "hard")):
             raise InputError(
                 "a queue holds embeddings of echoes",
@@ -64,41 +64,43 @@ class ObjectiveSettings:
             )
 
     @property
-    def uses_residuals(self) -> bool:
-        """Whether maps of what was lost are needed."""
-        return self.method == "cecl" and (
-            self.target == "echo-residual" or (self.echo in ("residual", "both") and self.has_tower)
-        )
-
-    @property
     def has_tower(self) -> bool:
         """Whether echoes are embedded."""
         return self.method == "cecl" and self.target in ("soft", "hard", "echo-residual")
 
+    @property
+    def needs_numbers(self) -> bool:
+        """Whether the tower of echo vectors is needed."""
+        return self.has_tower and self.target != "echo-residual" and self.echo != "residual"
+
+    @property
+    def needs_residuals(self) -> bool:
+        """Whether maps of what was lost are needed."""
+        return self.has_tower and (self.target == "echo-residual" or self.echo in ("residual", "both"))
+
 
 @dataclasses.dataclass(frozen=True)
-class OptimSettings:
-    """AdamW with a one-cycle schedule: linear warm-up, then a cosine to zero.
+class Settings:
+    """Everything that decides over a training run besides its clips.
 
     Attributes:
-        lr: Peak learning rate.
-        weight_decay: Weight decay of matrices and kernels.
-        warmup: Share of all steps spent warming up, in [0, 1).
+        model: Architecture.
+        objective: What is learned.
+        optim: Optimiser.
+        views: Size of the views.
+        batch_size: Clips of a batch, at most all.
+        training: Length of the run, seed, hardware.
     """
 
-    lr: float = 2e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.3
+    model: Annotated[ModelConfig, Flat] = ModelConfig()
+    objective: Annotated[ObjectiveSettings, Flat] = ObjectiveSettings()
+    optim: OptimSettings = OptimSettings(lr=2e-3, weight_decay=1e-4, warmup=0.3)
+    views: ViewSettings = ViewSettings()
+    batch_size: int = 64
+    training: Annotated[TrainSettings, Flat] = TrainSettings(epochs=15)
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < float("inf"):
-            raise InputError("the learning rate is positive", where="--optim.lr", why=f"got {self.lr}")
-        if not 0 <= self.weight_decay < float("inf") or not 0 <= self.warmup < 1:
-            raise InputError(
-                "an option of the optimiser is out of range",
-                where="--optim.weight-decay, --optim.warmup",
-                why=f"got {self.weight_decay}, {self.warmup}",
-            )
+        require(self.batch_size >= 2, "--batch-size", self.batch_size, "at least two clips: they are contrasted")
 
 
 class EchoSystem(L.LightningModule):
@@ -107,107 +109,95 @@ class EchoSystem(L.LightningModule):
     Args:
         model: Video tower and projection.
         echoes: The training clips at the operating points of the echo.
-        objective: What is learned.
-        optim: Optimiser.
-        views: Size of the views.
-        total_steps: Optimiser steps of the whole run.
-        seed: Seed of the views, which depend on it and the step alone.
+        settings: What is learned, and how.
     """
 
     center: Tensor
     spread: Tensor
 
-    def __init__(
-        self,
-        model: EchoModel,
-        echoes: EchoSet,
-        *,
-        objective: ObjectiveSettings,
-        optim: OptimSettings,
-        views: ViewSettings,
-        total_steps: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, model: EchoModel, echoes: EchoSet, settings: Settings) -> None:
         super().__init__()
-        self.model = model
-        self.echoes = echoes
-        self.objective, self.optim, self.views = objective, optim, views
-        self.total_steps, self.seed = total_steps, seed
+        self.model, self.echoes, self.settings = model, echoes, settings
+        objective, projection = settings.objective, model.config.projection
         # Which echoes are near is always told by the numbers; the tower may read maps instead.
         kind = objective.echo if objective.echo in ("extended", "rate", "quality") else "stats"
-        values = torch.from_numpy(echoes.vectors(kind)).float()  # type: ignore[arg-type]
-        self.register_buffer("center", values.mean(0), persistent=False)
-        self.register_buffer("spread", values.std(0, correction=0).clamp_min(1e-6), persistent=False)
-        self.values = values
-        projection = model.config.projection
-        residual_only = objective.target == "echo-residual" or objective.echo == "residual"
-        self.tower = EchoTower(values.shape[1], projection) if objective.has_tower and not residual_only else None
-        points = len(echoes.settings)
-        self.residual_tower = ResidualTower(points, projection) if objective.uses_residuals else None
-        self.queue = self.echo_queue = None
-        if objective.queue:
-            self.queue = FeatureQueue(projection, objective.queue)
-            self.echo_queue = FeatureQueue(values.shape[1], objective.queue, normalize=False)
+        self.values = torch.from_numpy(echoes.vectors(kind)).float()
+        self.register_buffer("center", self.values.mean(0), persistent=False)
+        self.register_buffer("spread", self.values.std(0, correction=0).clamp_min(1e-6), persistent=False)
+        width = self.values.shape[1]
+        self.tower = EchoTower(width, projection) if objective.needs_numbers else None
+        self.residual_tower = ResidualTower(len(echoes.settings), projection) if objective.needs_residuals else None
+        self.queue = FeatureQueue(projection, objective.queue) if objective.queue else None
+        self.echo_queue = FeatureQueue(width, objective.queue, normalize=False) if objective.queue else None
 
-    def training_step(self, batch: list[Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         """Loss of one batch of clip numbers ``[b]`` and luma ``[b t h w]``."""
         rows, clips = batch
-        loss = self.loss(rows, clips, seeded_generator(self.seed, self.global_step, batch_index))
+        terms = self.losses(rows, clips, step_generator(self, index))
+        loss = torch.stack(list(terms.values())).sum()
         self.log("loss", loss, prog_bar=True)
+        if len(terms) > 1:
+            self.log_dict({f"loss_{name}": term for name, term in terms.items()})
         return loss
 
-    def loss(
+    def losses(
         self, rows: Int[Tensor, " b"], clips: UInt8[Tensor, "b t h w"], draw: torch.Generator
-    ) -> Float[Tensor, ""]:
-        """Loss of some training clips.
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Terms of the loss of some training clips, weighted.
 
         Args:
             rows: Numbers of the clips.
             clips: Their luma.
             draw: Draws of the views.
         """
-        if self.objective.method == "cecl":
-            return self._echo_loss(rows, clips, draw)
-        view = simclr_view if self.objective.method == "simclr" else echo_preserving_view
-        first, second = (self.model(view(clips, self.views, draw).to(self.device)) for _ in range(2))
-        return simclr_loss(first, second, temperature=self.objective.temperature)
+        objective, gather = self.settings.objective, is_active()
+        if objective.method == "simclr":
+            pair = [self.model(simclr_view(clips, self.settings.views, draw).to(self.device)) for _ in range(2)]
+            return {"simclr": simclr_loss(*pair, temperature=objective.temperature, gather=gather)}
+        z = self._view(clips, draw)
+        if objective.method == "instance":
+            second = self._view(clips, draw)
+            return {"instance": simclr_loss(z, second, temperature=objective.temperature, gather=gather)}
+        twice = objective.target == "kernel-views" or objective.view_weight > 0
+        second = self._view(clips, draw) if twice else z
+        terms = {"echo": self._against_echo(z, second, rows, draw, gather=gather)}
+        if objective.view_weight:
+            between = view_loss(z, second, temperature=objective.temperature, gather=gather)
+            terms["views"] = objective.view_weight * between
+        return terms
 
-    def _echo_loss(self, rows: Int[Tensor, " b"], clips: UInt8[Tensor, "b t h w"], draw: torch.Generator) -> Tensor:
-        settings = self.objective
+    def _against_echo(
+        self, z: Tensor, second: Tensor, rows: Int[Tensor, " b"], draw: torch.Generator, *, gather: bool
+    ) -> Tensor:
+        """Clips against echoes, second views, or what the codec made of the clips."""
+        objective = self.settings.objective
         echo = (self.values[rows.cpu()].to(self.center) - self.center) / self.spread
-        z = self.model(echo_preserving_view(clips, self.views, draw).to(self.device))
-        second = None
-        if settings.target == "kernel-views" or settings.view_weight:
-            second = self.model(echo_preserving_view(clips, self.views, draw).to(self.device))
-        if settings.target == "kernel-views":
-            assert second is not None
+        if objective.target == "kernel-views":
             partner = second
-        elif settings.target == "pair":
-            coded = self._compressed(rows, draw)
-            partner = self.model(echo_preserving_view(coded, self.views, draw).to(self.device))
+        elif objective.target == "pair":
+            partner = self._view(self._compressed(rows, draw), draw)
         else:
             partner = self._embedded_echo(rows, echo)
         queue = None
         if self.queue is not None and self.echo_queue is not None:
             queue = (self.queue.entries().features, self.echo_queue.entries().features)
-        loss = echo_loss(
+            self.queue.push(partner)
+            self.echo_queue.push(echo)
+        return echo_loss(
             z,
             partner,
             echo,
-            target=settings.target,
-            temperature=settings.temperature,
-            sigma=settings.sigma,
+            target=objective.target,
+            temperature=objective.temperature,
+            sigma=objective.sigma,
             queue=queue,
+            gather=gather,
         )
-        if self.queue is not None and self.echo_queue is not None:
-            self.queue.push(partner)
-            self.echo_queue.push(echo)
-        if settings.view_weight:
-            assert second is not None
-            loss = loss + settings.view_weight * view_loss(z, second, temperature=settings.temperature)
-        return loss
 
-    def _embedded_echo(self, rows: Tensor, echo: Float[Tensor, "b e"]) -> Float[Tensor, "b d"]:
+    def _view(self, clips: UInt8[Tensor, "b t h w"], draw: torch.Generator) -> Float[Tensor, "b p"]:
+        return self.model(echo_preserving_view(clips, self.settings.views, draw).to(self.device))
+
+    def _embedded_echo(self, rows: Tensor, echo: Float[Tensor, "b e"]) -> Float[Tensor, "b p"]:
         parts = []
         if self.tower is not None:
             parts.append(self.tower(echo))
@@ -224,15 +214,5 @@ class EchoSystem(L.LightningModule):
         return torch.from_numpy(np.ascontiguousarray(luma(np.stack(coded))))
 
     def configure_optimizers(self) -> Any:
-        """AdamW over two groups; warm-up, cosine."""
-        parameters = list(self.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.optim.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.optim.lr)
-        warmup = round(self.optim.warmup * self.total_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(min(step, self.total_steps) + 1, self.total_steps + 1, warmup + 1)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """AdamW, warm-up, cosine."""
+        return adamw(self, self.settings.optim)

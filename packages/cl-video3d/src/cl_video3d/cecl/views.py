@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
-from contrastive_core.errors import InputError
+from contrastive_core.errors import InputError, require
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -26,15 +26,9 @@ class ViewSettings:
     reverse: bool = False
 
     def __post_init__(self) -> None:
-        if (self.size is not None and self.size < 16) or (self.frames is not None and self.frames < 4):
-            raise InputError(
-                "a view is too small",
-                where="--views.size, --views.frames",
-                why=f"got {self.size}, {self.frames}",
-                remedy="use at least 16 pixels and 4 frames",
-            )
-        if self.luma < 0:
-            raise InputError("the offset of brightness is not negative", where="--views.luma", why=f"got {self.luma}")
+        require(self.size is None or 16 <= self.size <= 8192, "--views.size", self.size, "16 to 8192 pixels")
+        require(self.frames is None or 4 <= self.frames <= 512, "--views.frames", self.frames, "4 to 512 frames")
+        require(0 <= self.luma <= 255, "--views.luma", self.luma, "a number from 0 to 255")
 
     def shape(self, clip: tuple[int, int, int]) -> tuple[int, int, int]:
         """Frames, height and width of a view of a clip ``(t, h, w)``.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shlex
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,8 @@ DEFAULT_CRF: dict[Codec, tuple[int, ...]] = {
     "vp9": (23, 35, 47, 59),
 }
 LARGEST_CRF: dict[Codec, int] = {"h264": 51, "hevc": 51, "av1": 63, "vp9": 63}
+WHOLE_CRF: frozenset[Codec] = frozenset({"av1", "vp9"})
+"""Codecs whose encoders take whole numbers only."""
 _SMALLEST_SIDE: dict[Codec, int] = {"h264": 16, "hevc": 32, "av1": 64, "vp9": 8}
 _NAMED_PRESETS = (
     "ultrafast",
@@ -176,6 +179,33 @@ def library_versions() -> str:
     return f"pyav-{av.__version__},{libraries}"
 
 
+def command_line(
+    setting: EncodeSetting, source: str, out: str, *, size: tuple[int, int], kbps: float | None = None
+) -> str:
+    """The ffmpeg command that encodes a file at an operating point, to be pasted into a shell.
+
+    Args:
+        setting: Operating point at constant quality.
+        source: The file.
+        out: The file to write.
+        size: Width and height of the encoded frames.
+        kbps: Rate that is not to be exceeded, in kilobits a second.
+
+    Example:
+        >>> command_line(EncodeSetting(), "a b.mp4", "out.mp4", size=(640, 360), kbps=800)
+        "ffmpeg -i 'a b.mp4' -vf scale=640:360:flags=lanczos -c:v libx264 -preset veryfast -crf 26 -maxrate 800k \
+-bufsize 1600k -an out.mp4"
+    """
+    words = ["ffmpeg", "-i", source, "-vf", f"scale={size[0]}:{size[1]}:flags=lanczos", "-c:v", _ENCODER[setting.codec]]
+    if setting.codec == "vp9":
+        words += ["-cpu-used", setting.preset, "-deadline", "good", "-crf", f"{setting.value:g}"]
+        words += ["-b:v", "0" if kbps is None else f"{kbps:.0f}k"]  # its form of a capped constant quality
+    else:
+        words += ["-preset", setting.preset, "-crf", f"{setting.value:g}"]
+        words += [] if kbps is None else ["-maxrate", f"{kbps:.0f}k", "-bufsize", f"{2 * kbps:.0f}k"]
+    return shlex.join([*words, "-an", out])
+
+
 def encode(frames: UInt8[np.ndarray, "t rows w"], setting: EncodeSetting, *, fps: float = 30.0) -> Encoded:
     """Encode and decode one clip: a single closed group of pictures, one thread.
 
@@ -198,6 +228,13 @@ def encode(frames: UInt8[np.ndarray, "t rows w"], setting: EncodeSetting, *, fps
     require_codec(setting.codec)
     count, rows, width = frames.shape
     height = rows * 2 // 3
+    if not count or rows % 3 or height % 2 or width % 2:
+        raise InputError(
+            "the frames are no planar 4:2:0",
+            where="frames",
+            why=f"their shape is {frames.shape}",
+            remedy="stack rows [Y; U; V] of an even height and width: 3 h / 2 rows",
+        )
     check_size(setting, width, height)
     try:
         return _encode(frames, setting, fps, width, height)

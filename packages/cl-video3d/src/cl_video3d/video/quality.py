@@ -31,9 +31,7 @@ def ssim(reference: UInt8[np.ndarray, "t h w"], decoded: UInt8[np.ndarray, "t h 
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     a, b = (torch.from_numpy(np.ascontiguousarray(x)).float()[:, None] for x in (reference, decoded))
-    found = structural_similarity_index_measure(b, a, data_range=255.0)
-    assert isinstance(found, torch.Tensor)  # a pair only when the full image is asked for too
-    return float(found)
+    return float(structural_similarity_index_measure(b, a, data_range=255.0))  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -50,15 +48,15 @@ def find_vmaf() -> str:
         candidates.append(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError):
         pass
-    found = [path for path in candidates if path]
-    for path in found:
+    programs = [path for path in candidates if path]
+    for path in programs:
         done = subprocess.run([path, "-hide_banner", "-filters"], capture_output=True, text=True, check=False)
         if " libvmaf " in done.stdout:
             return path
     raise InputError(
         "VMAF cannot be computed here",
         where="--vmaf",
-        why="no ffmpeg was found" if not found else f"{', '.join(found)}: built without libvmaf",
+        why="no ffmpeg was found" if not programs else f"{', '.join(programs)}: built without libvmaf",
         remedy="install cl-video3d[vmaf], or put an ffmpeg with libvmaf on the PATH; PSNR and SSIM need none",
     )
 

@@ -1,4 +1,4 @@
-"""What embeddings are worth for encoding: protocols A to C, and the rung error (section 9)."""
+"""What embeddings are worth for encoding: protocols A to D, and the rung error (section 9)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from contrastive_core.data import group_split
-from contrastive_core.errors import InputError
+from contrastive_core.errors import InputError, require
 from contrastive_core.evaluation import cluster_accuracy, fit_probe
 from jaxtyping import Float, Int
 from sklearn.cluster import KMeans
@@ -15,12 +15,16 @@ from sklearn.metrics import adjusted_rand_score, f1_score, normalized_mutual_inf
 from sklearn.preprocessing import StandardScaler
 
 from cl_video3d.cecl.clusters import RQClusters, fit_clusters
+from cl_video3d.cecl.comparison import ladder_gains
 from cl_video3d.cecl.curves import log_rates, rate_at_quality
+from cl_video3d.cecl.data import EchoSet
+from cl_video3d.cecl.inference import EchoEncoder
 from cl_video3d.cecl.ladders import TARGETS, ladder_rates, rung_error
-from cl_video3d.cecl.store import EchoSet
-from cl_video3d.video.manifest import check_disjoint
+from cl_video3d.cecl.predictor import ALPHAS, fit_predictor
+from cl_video3d.video.encoding import Codec
+from cl_video3d.video.manifest import check_disjoint, split_name
 
-_ALPHAS = np.logspace(-1, 4, 11)
+_SHOWN = ("accuracy", "macro_f1", "ordinal", "knn", "nmi", "ari", "purity", "spearman", "curve_mae", "rung_predicted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,7 @@ class FoldScores:
         rung_fixed: Rung error with one ladder for all, in dB (D, small form).
         rung_predicted: Rung error with the predicted clusters' ladders.
         rung_oracle: Rung error with the true clusters' ladders.
+        rung_curve: Rung error with rates read off each clip's own predicted curve.
     """
 
     accuracy: float
@@ -58,6 +63,7 @@ class FoldScores:
     rung_fixed: float
     rung_predicted: float
     rung_oracle: float
+    rung_curve: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +119,8 @@ def fold_of(
     rows, sides = [*train, *test], ["training"] * len(train) + ["test"] * len(test)
     check_disjoint([echoes.clips[row].group for row in rows], sides, where=echoes.folder)
     known, held = echoes.take(train), echoes.take(test)
-    found = fit_clusters(known, clusters=clusters, seed=seed)
-    return Fold(train, test, found, found.assign(known), found.assign(held))
+    fitted = fit_clusters(known, clusters=clusters, seed=seed)
+    return Fold(train, test, fitted, fitted.assign(known), fitted.assign(held))
 
 
 def score_features(
@@ -147,10 +153,12 @@ def score_features(
     inside, outside = scaler.transform(x), scaler.transform(held)
     grouped = KMeans(len(fold.clusters), n_init=10, random_state=seed).fit(inside).predict(outside)
     log_rate, quality = log_rates(echoes.measured["bpp"]), echoes.measured["psnr"]
-    ridge = RidgeCV(_ALPHAS).fit(inside, log_rate[fold.train])
+    ridge = RidgeCV(ALPHAS).fit(inside, log_rate[fold.train])
     predicted = ridge.predict(outside)
     middle = (log_rate.shape[1] - 1) // 2
     measured = log_rate[fold.test]
+    predicted_quality = RidgeCV(ALPHAS).fit(inside, quality[fold.train]).predict(outside)
+    own_rates, _ = rate_at_quality(predicted, predicted_quality, np.asarray(targets, dtype=np.float64))
 
     rates = ladder_rates(log_rate[fold.train], quality[fold.train], y, len(fold.clusters), targets)
     needed, _ = rate_at_quality(log_rate[fold.train], quality[fold.train], np.asarray(targets, dtype=np.float64))
@@ -171,6 +179,7 @@ def score_features(
         rung_fixed=rung_error(r, q, fixed, targets),
         rung_predicted=rung_error(r, q, rates[guess], targets),
         rung_oracle=rung_error(r, q, rates[truth], targets),
+        rung_curve=rung_error(r, q, own_rates, targets),
     )
 
 
@@ -205,7 +214,7 @@ def spread_within(values: Float[np.ndarray, "n q"], labels: Sequence[Any] | Int[
 
 def by_source_rate(
     echoes: EchoSet, rows: Int[np.ndarray, " m"], errors: Float[np.ndarray, " m"]
-) -> list[dict[str, float | str]]:
+) -> list[dict[str, Any]]:
     """Errors in thirds of how much the source was compressed before: of compressed sources the artefacts are measured.
 
     Args:
@@ -228,18 +237,116 @@ def by_source_rate(
     ]
 
 
-def tabulate(scores: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """One row a feature set."""
-    return [{"features": name, **values} for name, values in scores.items()]
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of several feature sets on the same held-out clips.
+
+    Attributes:
+        clips: Clips.
+        groups: Sources.
+        folds: Folds they are means over.
+        scores: :class:`FoldScores` by feature set, means over folds.
+        ladders: Protocol D, where several resolutions were measured.
+        strata: Error of the last feature set's rates by how much the source was compressed before.
+        notes: What a reader has to know.
+    """
+
+    clips: int
+    groups: int
+    folds: int
+    scores: dict[str, dict[str, float]]
+    ladders: list[dict[str, Any]]
+    strata: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows by title."""
+        first = next(iter(self.scores.values()))
+        rungs = [{"ladder": "one for all", "error": first["rung_fixed"]}]
+        for name, each in self.scores.items():
+            rungs.append({"ladder": f"clusters told by {name}", "error": each["rung_predicted"]})
+            rungs.append({"ladder": f"curves predicted by {name}", "error": each["rung_curve"]})
+        rungs.append({"ladder": "true clusters", "error": first["rung_oracle"]})
+        scores = [{"features": name, **{k: each[k] for k in _SHOWN}} for name, each in self.scores.items()]
+        tables = {"Scores on held-out groups": scores, "Rung error, dB (lower is better)": rungs}
+        if self.ladders:
+            tables["Ladders over resolutions against the fixed one (negative BD-rate saves)"] = self.ladders
+        tables[f"Error of predicted log2 bpp by compression of the source, {list(self.scores)[-1]}"] = self.strata
+        return tables
 
 
-def check_rows(features: Float[np.ndarray, "n d"], echoes: EchoSet) -> None:
-    """Refuse features of other clips.
+def evaluate_features(
+    features: Mapping[str, Float[np.ndarray, "n _"]],
+    echoes: EchoSet,
+    *,
+    codec: Codec | None = None,
+    test_split: str | None = None,
+    folds: int = 2,
+    clusters: int = 5,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+) -> Evaluation:
+    """What features tell of clusters, rates and ladders on held-out groups.
+
+    Args:
+        features: Frozen features of all clips, by name.
+        echoes: The clips.
+        codec: Codec of the curves; the first measured one if absent.
+        test_split: Judge on this split, fit on the others; cross-validation by group without.
+        folds: Parts of the cross-validation.
+        clusters: Clusters.
+        seed: Seed of folds and k-means.
+        notes: What a reader has to know of the features.
 
     Raises:
-        InputError: The numbers differ.
+        InputError: There are no features, they are of other clips, or a part would be empty.
     """
-    if len(features) != len(echoes):
+    require(2 <= folds <= 1000, "--folds", folds, "a whole number from 2 to 1000")
+    part = echoes.at(codec)
+    if not features:
+        raise InputError("there is nothing to evaluate", where="RUN, --baselines", remedy="name a run or a baseline")
+    for name, values in features.items():
+        if len(values) != len(part):
+            why = f"{len(values)} rows for {len(part)} clips"
+            raise InputError("the features are of other clips", where=name, why=why)
+    if test_split is None:
+        parts = make_folds(part, folds=folds, clusters=clusters, seed=seed)
+    else:
+        parts = [_split_fold(part, test_split, clusters, seed)]
+    scores = {
+        name: mean_scores([score_features(values, part, fold, seed=seed) for fold in parts])
+        for name, values in features.items()
+    }
+    ladders = ladder_gains(echoes, codec, features, parts) if len(echoes.shares(codec)) > 1 else []
+    strata = _stratified(list(features.values())[-1], part, parts)
+    return Evaluation(len(part), len(set(part.groups)), len(parts), scores, ladders, strata, tuple(notes))
+
+
+def trained_on_test(name: str, encoder: EchoEncoder, test_split: str | None) -> list[str]:
+    """A note where an encoder may have seen the clips it is judged on."""
+    if test_split is not None and encoder.split not in ("all", split_name(test_split, "--test-split")):
+        return []
+    return [
+        f"{name} was trained on {encoder.split} of its clips; where those are judged here, its figures are too good"
+    ]
+
+
+def _split_fold(part: EchoSet, test_split: str, clusters: int, seed: int) -> Fold:
+    name = split_name(test_split, "--test-split")
+    held = np.array([clip.split == name for clip in part.clips])
+    if not held.any() or held.all():
         raise InputError(
-            "the features are of other clips", where=echoes.folder, why=f"{len(features)} rows for {len(echoes)} clips"
+            "the split leaves nothing on one side",
+            where="--test-split",
+            why=f"{int(held.sum())} of {len(held)} clips are of {test_split!r}",
         )
+    return fold_of(part, np.flatnonzero(~held), np.flatnonzero(held), clusters=clusters, seed=seed)
+
+
+def _stratified(features: np.ndarray, echoes: EchoSet, folds: Sequence[Fold]) -> list[dict[str, Any]]:
+    rate, quality = log_rates(echoes.measured["bpp"]), echoes.measured["psnr"]
+    errors = []
+    for fold in folds:
+        predictor = fit_predictor(features[fold.train], fold.train_labels, rate[fold.train], quality[fold.train])
+        errors.append(np.abs(predictor.curves(features[fold.test])[0] - rate[fold.test]).mean(1))
+    return by_source_rate(echoes, np.concatenate([fold.test for fold in folds]), np.concatenate(errors))

