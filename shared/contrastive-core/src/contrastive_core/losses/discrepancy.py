@@ -8,6 +8,7 @@ from torch import Tensor
 
 from contrastive_core.distributed import row_weight
 from contrastive_core.losses.kernel import without_autocast
+from contrastive_core.losses.products import TILE
 from contrastive_core.losses.rows import full_precision, gathered, item_ids, local_sizes, total
 from contrastive_core.losses.similarity import pair_logsumexp
 
@@ -118,8 +119,13 @@ def _mmd(
 def _kernel_mean(
     left: Tensor, right: Tensor, own: Tensor | None, index: Tensor | None, others: int, counts: list[int], one: Tensor
 ) -> Tensor:
-    sums, _ = pair_logsumexp(left, right, one, query_ids=own, key_ids=index, unit_rows=False)
-    return sums.exp().sum() / others * row_weight(counts)
+    if len(left) * len(right) > TILE * TILE:
+        sums, _ = pair_logsumexp(left, right, one, query_ids=own, key_ids=index, unit_rows=False)
+        return sums.exp().sum() / others * row_weight(counts)
+    kernel = (left @ right.T).exp()
+    if own is not None and index is not None:
+        kernel = kernel.masked_fill(own[:, None] == index, 0.0)
+    return kernel.sum() / others * row_weight(counts)
 
 
 def _left(u: Tensor) -> Tensor:

@@ -108,21 +108,17 @@ def relational_distillation(
         if len(student_anchors) != len(teacher_anchors) or len(student_anchors) == 0:
             raise ValueError(f"expected as many anchors of both, got {len(student_anchors)} and {len(teacher_anchors)}")
         s_keys, t_keys = normalise(student_anchors).to(s), normalise(teacher_anchors.detach()).to(t)
-        own, everyone = None, None
-        s_lse, _ = pair_logsumexp(s, s_keys, scales[0])
-        t_lse, _ = pair_logsumexp(t, t_keys, scales[1])
+        ids = None
     else:
         if sum(counts) < 2:
             raise ValueError("relations need at least two rows, or anchors")
         s_keys, t_keys = gathered(s, counts, gather), gathered(t, counts, gather)
-        own, everyone = item_ids(s, None, counts, gather)
-        if gather:
-            s_lse, _ = pair_logsumexp(s, s_keys, scales[0], query_ids=own, key_ids=everyone)
-            t_lse, _ = pair_logsumexp(t, t_keys, scales[1], query_ids=own, key_ids=everyone)
-        else:
-            s_lse, t_lse = self_logsumexp(s, scales[0]), self_logsumexp(t, scales[1])
+        ids = item_ids(s, None, counts, gather)
     with without_autocast(s):
-        ids = None if own is None or everyone is None else (own, everyone)
+        if len(s) * len(s_keys) <= TILE * TILE:
+            logits = (s @ s_keys.T * scales[0], t @ t_keys.T * scales[1])
+            return reduce(_divergence(*logits, ids), reduction, counts)
+        s_lse, t_lse = (_logsumexp(*each, ids) for each in ((s, s_keys, scales[0]), (t, t_keys, scales[1])))
         average = _Teacher(t, t_keys, scales[1], t_lse, ids).average(torch.cat([s_keys, t_keys], 1))
         student_mean, teacher_mean = average.split([s.shape[1], t.shape[1]], 1)
         # The cross-entropy with the student less the entropy of the teacher.
@@ -130,6 +126,25 @@ def relational_distillation(
         entropy = t_lse - (t * teacher_mean).sum(1) * scales[1]
         divergence = cross - entropy
     return reduce(divergence, reduction, counts)
+
+
+def _divergence(student: Tensor, teacher: Tensor, ids: tuple[Tensor, Tensor] | None) -> Tensor:
+    """``KL`` of every row between the softmax of the teacher's and of the student's logits, but for equal ids."""
+    if ids is None:
+        log_q, log_p = student.log_softmax(1), teacher.log_softmax(1)
+        return (log_p.exp() * (log_p - log_q)).sum(1)
+    same = ids[0][:, None] == ids[1]
+    log_q, log_p = (logits.masked_fill(same, float("-inf")).log_softmax(1) for logits in (student, teacher))
+    return (log_p.exp() * (log_p - log_q).masked_fill(same, 0.0)).sum(1)
+
+
+def _logsumexp(rows: Tensor, keys: Tensor, scale: float | Tensor, ids: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Over the keys of other ids; of one set, each tile serves two row blocks."""
+    if ids is None:
+        return pair_logsumexp(rows, keys, scale)[0]
+    if rows is keys:
+        return self_logsumexp(rows, scale)
+    return pair_logsumexp(rows, keys, scale, query_ids=ids[0], key_ids=ids[1])[0]
 
 
 class _Average(torch.autograd.Function):

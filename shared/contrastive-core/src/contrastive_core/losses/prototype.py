@@ -1,10 +1,11 @@
 """Rows against class or cluster prototypes."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from contrastive_core.losses.kernel import Precision, Settings
+from contrastive_core.losses.kernel import Precision, Settings, without_autocast
 from contrastive_core.losses.rows import (
     Reduction,
     Temperature,
@@ -69,6 +70,10 @@ def proto_nce(
         centres, unit_rows = centres / full_precision(temperature)[:, None], False
     else:
         scale = inverse_temperature(temperature, embeddings)
+    if precision == "exact" and Settings(tile=tile).one_tile(len(x), len(centres)):
+        with without_autocast(x):  # few prototypes: fewer operations than the kernel has
+            losses = F.cross_entropy(x @ centres.T * scale, labels.clamp(min=-1), ignore_index=-1, reduction="none")
+        return reduce_valid(losses, labels >= 0, reduction, gather)
     # The own prototype is left out of the sum and comes back in full precision.
     index = torch.arange(len(centres), device=labels.device)
     settings = Settings(tile=tile, precision=precision, unit_rows=unit_rows)

@@ -113,6 +113,8 @@ def _own_class(
     gather: bool,
 ) -> Tensor:
     """Log-sum-exp over the other rows of a row's class: sorted by class, few tiles hold any of its pairs."""
+    if not gather and Settings().one_tile(len(x), len(x)):
+        return self_terms(x, scale, None, Settings(), own)[0]
     settings = Settings(tile=_CLASS_TILE)
     order = own.argsort()
     if gather:
