@@ -1,3 +1,4 @@
+import contextlib
 import socket
 import threading
 from contextlib import contextmanager
@@ -107,7 +108,8 @@ class Words:
 def chat_server(answers):
     """A server that gives the answers in turn (the last one again and again) and remembers what it was asked.
 
-    An answer is a status and a body, or a number of seconds to stay silent.
+    An answer is a number of seconds to stay silent, or a status, a body and perhaps headers; ``slow`` among these is
+    the pause before each byte.
     """
     asked, headers = [], []
     stop = threading.Event()
@@ -120,11 +122,17 @@ def chat_server(answers):
             if isinstance(answer, float):
                 stop.wait(answer)
                 return
-            status, body = answer
+            status, body, more = (*answer, {})[:3]
+            body = body if isinstance(body, bytes) else body.encode()
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body.encode())))
+            for name, value in {"Content-Length": str(len(body)), **more}.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body.encode())
+            for part in [body] if "slow" not in more else [bytes([byte]) for byte in body]:
+                if stop.wait(float(more.get("slow", 0))):
+                    return
+                with contextlib.suppress(ConnectionError):
+                    self.wfile.write(part)
 
         def log_message(self, *_):
             pass

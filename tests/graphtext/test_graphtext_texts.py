@@ -1,6 +1,9 @@
 """Text encoders, their cache, language models and the answers of these: what they give, and what they refuse."""
 
 import json
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import numpy as np
 import pytest
@@ -86,6 +89,13 @@ def test_models_and_features_that_cannot_be_used_are_refused(tmp_path, monkeypat
     assert read_features(tmp_path / "x.npy", 3).shape == (3, 4)
     with pytest.raises(InputError, match="3, 4"):
         read_features(tmp_path / "x.npy", 5)
+    np.save(tmp_path / "t.npy", np.array([["a"]]))
+    with pytest.raises(InputError, match="do not fit"):
+        read_features(tmp_path / "t.npy", 1)
+    claim = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4), }"
+    (tmp_path / "c.npy").write_bytes(claim.ljust(127) + b"\n" + bytes(16))
+    with pytest.raises(InputError, match="cannot be read"):
+        read_features(tmp_path / "c.npy", 3)
     np.save(tmp_path / "o.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="cannot be read"):
         read_features(tmp_path / "o.npy", 1)
@@ -108,6 +118,49 @@ def test_answers_are_read_strictly():
             parse_answer(bad)
     with pytest.raises(BadAnswerError, match="wrong label"):
         parse_answer(GOOD, ["ships"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<think>I should answer {"summary": "?"}.</think>\n{"summary": "A dog."}',
+        'I should say {"summary": "?"}.</think>{"summary": "A dog."}',
+        '{"summary": "A dog."}\nHope this helps {smile}',
+        'Use {braces}. {"summary": "A dog."}',
+        '```json\n{"summary": "A dog."}\n```\n{"note": 1}',
+        '{"summary": "A cat."} No: {"summary": "A dog.", "keywords": null, "label": null}',
+        '{"summary": "A dog.", "rationale": {"summary": "nested"}}',
+    ],
+)
+def test_the_last_object_with_a_summary_is_the_answer_whatever_stands_around_it(text):
+    assert parse_answer(text).summary == "A dog."
+
+
+def test_thoughts_alone_and_endless_braces_are_no_answer():
+    for text in ('<think>{"summary": "A dog."}', "{" * 50_000, '{"summary":' * 5_000, '{"summary": "a", "label": [1]}'):
+        with pytest.raises(BadAnswerError):
+            parse_answer(text)
+
+
+def test_half_characters_end_no_run_that_was_paid_for(tmp_path):
+    answer = '{"summary": "A dog \\ud83d", "keywords": ["\\ud83d"]}'
+    summarizer = LLMSummarizer(lambda prompt: answer, "m", cache=tmp_path)
+    assert summarizer.summarise(["n"], ["cut \ud83d"]) == ["A dog \ufffd"]
+    assert summarizer.answers["n"].keywords == ("\ufffd",)
+    again = LLMSummarizer(lambda prompt: "asked again", "m", cache=tmp_path)
+    assert again.summarise(["n"], ["cut \ud83d"]) == ["A dog \ufffd"]
+    encoder = Words()
+    assert TextCache(tmp_path / "c").embed(encoder, ["robin \ud83d"]).shape == (1, 16)
+
+
+def test_a_kept_answer_that_cannot_be_used_is_asked_for_again(tmp_path):
+    first = LLMSummarizer(lambda prompt: GOOD, "m", cache=tmp_path)
+    assert first.answer("p").label == "Birds"
+    named = LLMSummarizer(lambda prompt: '{"summary": "new", "label": "ships"}', "m", cache=tmp_path, labels=["ships"])
+    assert named.answer("p").summary == "new"
+    path = next(tmp_path.rglob("*.json"))
+    path.write_text("[1]")
+    assert first.answer("p").summary == "A bird."
 
 
 def test_a_server_is_asked_once_a_prompt_and_its_bad_answers_again(tmp_path, monkeypatch):
@@ -146,6 +199,7 @@ def test_a_model_that_never_answers_well_leaves_the_prompt(tmp_path):
         ([(429, "slow down")], 2, "429"),
         ([(401, "no key")], 1, "401: no key"),
         ([(200, "<html>")], 2, "malformed JSON"),
+        ([(200, b'{"choices":[{"message":{"content":"caf\xe9"}}]}')], 2, "malformed JSON"),
         ([(200, '{"choices": []}')], 2, "malformed JSON"),
     ],
 )
@@ -156,6 +210,55 @@ def test_a_server_that_fails_is_tried_again_and_then_named(answers, tries, text)
             client("a prompt")
         assert len(asked) == tries
         assert url in str(caught.value)
+
+
+def test_a_server_says_how_long_to_wait_and_whole_answers_have_a_time_limit():
+    with chat_server([(429, "later", {"Retry-After": "0"}), chat(GOOD)]) as (url, asked, _):
+        start = time.monotonic()
+        assert ChatClient(url, "m", timeout=5, pause=30)("p") == GOOD  # its word counts, not ours
+        assert time.monotonic() - start < 5
+    with chat_server([(503, "later", {"Retry-After": "3600"})]) as (url, asked, _):
+        with pytest.raises(InputError, match="wait 3600 s"):
+            ChatClient(url, "m", timeout=5, pause=0.01)("p")
+        assert len(asked) == 1
+    date = format_datetime(datetime.now(UTC) - timedelta(seconds=5), usegmt=True)
+    with chat_server([(503, "later", {"Retry-After": date}), chat(GOOD)]) as (url, asked, _):
+        assert ChatClient(url, "m", timeout=5, pause=30)("p") == GOOD
+    with chat_server([(200, "x" * 40, {"slow": "0.05"})]) as (url, asked, _):  # a byte now and then
+        start = time.monotonic()
+        with pytest.raises(InputError, match="in time"):
+            ChatClient(url, "m", timeout=0.3, attempts=1)("p")
+        assert time.monotonic() - start < 1.5
+
+
+def test_answers_of_parts_are_joined_and_refusals_are_bad_answers():
+    parts = [{"type": "text", "text": "A "}, {"type": "image"}, {"type": "text", "text": "bird"}]
+    with chat_server([chat(parts), chat(None), chat(GOOD)]) as (url, asked, _):
+        client = ChatClient(url, "m", timeout=5)
+        assert client("p") == "A bird"
+        assert LLMSummarizer(client, "m").summarise(["n"], ["p"]) == ["A bird."]
+        assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "options", "text"),
+    [
+        ({"ALL_PROXY": "socks5://127.0.0.1:9"}, {}, "PROXY"),
+        ({"NO_PROXY": "localhost,[::1]"}, {}, "PROXY"),
+        ({"SSL_CERT_FILE": "/nonexistent.pem"}, {}, "SSL_CERT_FILE"),
+        ({}, {"key": "sk\u2013secret"}, "API key"),
+        ({}, {"url": "http://[::1/v1"}, "--llm.url"),
+        ({}, {"url": "localhost:8000/v1"}, "http://HOST"),
+        ({}, {"url": "ftp://host/v1"}, "http://HOST"),
+    ],
+)
+def test_surroundings_that_let_no_client_start_are_named(monkeypatch, surroundings, options, text):
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as caught:
+        ChatClient(options.pop("url", "http://127.0.0.1:9/v1"), "m", attempts=1, **options)("p")
+    assert text in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_recovers_is_heard():
@@ -182,8 +285,14 @@ def test_answers_from_a_file_must_be_complete(tmp_path):
     assert source.summarise(["b", "1"], ["", ""]) == ["two", "one"]
     with pytest.raises(InputError, match="lack nodes"):
         source.summarise(["c"], [""])
-    path.write_text('{"node_id": 1}\n')
-    with pytest.raises(InputError, match="line 1"):
+    path.write_text('{"node_id": 0, "summary": "zero\u2028"}\n')
+    assert PrecomputedSummaries(path).texts == {"0": "zero\u2028"}
+    for bad in ('{"node_id": 1}', '{"node_id": true, "summary": "x"}', "[1]", '{"node_id": 1, "summary": 0}', "{"):
+        path.write_text(bad + "\n")
+        with pytest.raises(InputError, match="line 1"):
+            PrecomputedSummaries(path)
+    path.write_text('{"node_id": 1, "summary": "a"}\n{"node_id": "1", "summary": "b"}\n')
+    with pytest.raises(InputError, match="twice"):
         PrecomputedSummaries(path)
     assert load_summarizer(LLMSettings()) is None
     with pytest.raises(InputError, match="model"):

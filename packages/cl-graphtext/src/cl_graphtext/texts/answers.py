@@ -17,7 +17,7 @@ from cl_graphtext.texts.tables import id_of, mended
 
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _REST_OF_THOUGHT = re.compile(r".*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
-_MOST_BRACES = 1000
+_MOST_BRACES = 200
 
 
 @dataclasses.dataclass(frozen=True)
