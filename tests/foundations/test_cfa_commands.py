@@ -6,21 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-from cl_foundations.cfa.interpret import factor_metrics
-from cl_foundations.cfa.model import FactorModel, ModelConfig, build_backbone, load_model
-from cl_foundations.cfa.posterior import NormalPosterior, PointPosterior, WeibullPosterior
-from cl_foundations.cli import app
-from contrastive_core.errors import ContrastiveWarning, InputError
+from cl_foundations.cfa.factors import factor_metrics
+from contrastive_core.errors import ContrastiveWarning
+from contrastive_core.report import Report
+from contrastive_core.training import RunFolder
 from PIL import Image
-from safetensors.torch import save_file
 
-TINY = ["--backbone", "tiny", "--image-size", "16", "--hidden", "16", "--factors", "8", "--no-progress"]
-SHORT = ["--steps", "3", "--batch-size", "16", "--log-every", "1", "--threads", "1"]
-
-
-def run(*words):
-    return app.run(["cfa", *map(str, words)])
+from tests.foundations.conftest import SHORT, TINY, run
 
 
 def refused(capsys, *words):
@@ -31,112 +23,29 @@ def refused(capsys, *words):
     return text
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("cfa")
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 6)):
-        for label, name in enumerate(("dark", "bright")):
-            for index in range(count):
-                file = folder / "data" / part / name / f"{index}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(generator.integers(120 * label, 120 * label + 100, (16, 16, 3), np.uint8)).save(file)
-    (folder / "flat").mkdir()
-    for index in range(9):
-        Image.fromarray(generator.integers(0, 255, (16, 16, 3), np.uint8)).save(folder / "flat" / f"{index}.png")
-    for method in ("simclr", "ncl", "cfa", "cnfa"):
-        assert run("train", folder / "data", folder / method, "--method", method, *TINY, *SHORT) == 0
-    spectral = ["--method", "cfa", "--likelihood", "spectral_exact"]
-    assert run("train", folder / "data", folder / "spectral", *spectral, *TINY, *SHORT) == 0
-    return folder
-
-
 @pytest.fixture
 def unreported(monkeypatch):
     """Trainings without their report, for tests of something else; most of such a short run would be its pictures."""
-    monkeypatch.setattr("cl_foundations.cfa.commands.training_report", lambda *_, **__: {})
+    monkeypatch.setattr("cl_foundations.cfa.commands.training_report", lambda *_: Report("none"))
 
 
-def test_training_leaves_a_whole_run_folder(place):
-    for method in ("simclr", "ncl", "cfa", "cnfa", "spectral"):
-        names = {entry.name for entry in (place / method).iterdir()}
-        assert {"config.yaml", "metrics.csv", "checkpoints", "tensorboard", "model.safetensors", "model.json"} <= names
-        assert {"results.json", "report.html", "environment.json"} <= names
-    page = (place / "cnfa" / "report.html").read_text()
+def test_a_run_says_what_was_found(place):
+    run_folder = RunFolder.open(place / "cnfa")
+    page = run_folder.report.read_text()
     for title in ("Loss", "KL from the prior", "Factors", "in- and out-of-distribution: entropy", "Reliability"):
         assert title in page
-    results = json.loads((place / "cnfa" / "results.json").read_text())
+    results = run_folder.results()
     assert set(results["auroc_entropy"]) >= {"uniform noise", "blur, severity 5"}
     assert 0 <= results["linear_accuracy"] <= 1
-    rows = list(csv.DictReader((place / "cnfa" / "metrics.csv").open()))
-    assert {"loss", "likelihood", "kl", "active", "dead", "entropy", "shape_at_bound"} <= set(rows[0])
-
-
-@pytest.mark.parametrize("likelihood", ["infonce", "spectral_exact", "spectral_mc"])
-@pytest.mark.parametrize("method", ["simclr", "ncl", "cfa", "cnfa"])
-def test_every_method_trains_with_every_likelihood(place, tmp_path, unreported, method, likelihood):
-    folder = place / method
-    if likelihood != "infonce":
-        folder = tmp_path / "run"
-        words = ["--method", method, "--likelihood", likelihood, *TINY, "--steps", 2, "--batch-size", 8]
-        assert run("train", place / "flat", folder, *words, "--threads", 1) == 0
-    kind = {"cfa": NormalPosterior, "cnfa": WeibullPosterior}.get(method, PointPosterior)
-    model = load_model(folder)
-    assert (model.config.method, model.config.likelihood) == (method, likelihood)
-    posterior = model(torch.rand(2, 3, 16, 16))
-    assert isinstance(posterior, kind)
-    assert method not in ("ncl", "cnfa") or (posterior.mean() >= 0).all()
-
-
-def test_training_learns(place, tmp_path, unreported):
-    words = ["--method", "cfa", *TINY, "--steps", 60, "--batch-size", 24, "--log-every", 1, "--threads", 1]
-    gentle = ["--views.jitter-share", "0.0", "--views.gray", "0.0"]  # here brightness is the class
-    assert run("train", place / "data", tmp_path / "run", *words, *gentle) == 0
-    losses = [float(row["likelihood"]) for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())]
-    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
-
-
-def test_a_run_repeats_and_resumes_to_the_same_weights(place, tmp_path, unreported):
-    words = ["--method", "cnfa", *TINY, "--batch-size", 8, "--threads", 1, "--checkpoint-every", 2]
-    for name in ("a", "b"):
-        assert run("train", place / "data", tmp_path / name, *words, "--steps", 4) == 0
-    first = (tmp_path / "a" / "model.safetensors").read_bytes()
-    assert (tmp_path / "b" / "model.safetensors").read_bytes() == first
-    assert run("train", place / "data", tmp_path / "a", *words, "--steps", 4, "--resume") == 0
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == first
-
-
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(place, tmp_path, monkeypatch):
-    from cl_foundations.cfa.system import FactorSystem
-
-    words = ["--method", "cfa", *TINY, "--batch-size", 8, "--threads", 1, "--checkpoint-every", 2, "--steps", 6]
-    assert run("train", place / "data", tmp_path / "whole", *words) == 0
-    step = FactorSystem.training_step
-
-    def stop(self, batch, index):
-        if self.global_step == 4:
-            raise SystemExit(1)
-        return step(self, batch, index)
-
-    monkeypatch.setattr(FactorSystem, "training_step", stop)
-    with pytest.raises(SystemExit):
-        run("train", place / "data", tmp_path / "cut", *words)
-    assert not (tmp_path / "cut" / "model.json").exists()
-    monkeypatch.undo()
-    assert run("train", place / "data", tmp_path / "cut", *words, "--resume") == 0
-    whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
-    assert whole == cut
+    assert results["evaluated_on"] == "test images"
+    assert {"loss", "likelihood", "kl", "active", "dead", "entropy", "shape_at_bound"} <= set(run_folder.metrics()[0])
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["--method", "ncl", "--activation", "relu"],
-        ["--method", "cnfa", "--activation", "rep_relu", "--prior-shape", "0.3"],
-        ["--method", "simclr", "--supervised"],
-        ["--method", "cfa", "--samples", "3", "--optim.name", "lars"],
-        ["--method", "cnfa", "--shape-min", "0.5", "--precision", "bf16-mixed"],
+        ["--method", "simclr", "--supervised", "--optim.name", "lars"],
+        ["--method", "cnfa", "--shape-min", "0.5", "--precision", "bf16-mixed", "--workers", "1"],
     ],
 )
 def test_options_work(place, tmp_path, unreported, options):
@@ -169,6 +78,8 @@ def test_evaluate(place, tmp_path, capsys):
         assert 0 <= results[where]["linear"] <= 1
         assert {"knn", "map", "precision_at_10", "linear_ece", "linear_ece_scaled"} <= set(results[where])
     assert results["features"]["linear"] > 0.7  # dark and bright are easily told apart
+    assert [row["class"] for row in results["classes"]] == ["bright", "dark"]
+    assert sum(row["images"] for row in results["classes"]) == 12
     assert set(results["uncertainty"]) == {"entropy", "cv", "var_dir", "kl", "norm", "probe confidence"}
     assert {row["score"] for row in results["ood"]} == {"entropy", "cv", "var_dir", "kl", "norm"}
     assert [row["factors"] for row in results["selection"]] == [4, 8]
@@ -233,12 +144,11 @@ def test_uncertainty_of_spectral_gaussian_models_is_refused(place, tmp_path, cap
     assert run(*words, "--force") == 0
     for words in (
         ["embed", place / "spectral", place / "flat", tmp_path / "e.npz"],
-        ["predict", place / "spectral", place / "flat", tmp_path / "p.csv", "--labelled", place / "data"],
+        ["predict", place / "spectral", place / "flat", tmp_path / "p.csv", "--labels", place / "data"],
         ["evaluate", place / "spectral", place / "data", "--protocols", "uncertainty"],
     ):
         assert run(*words) == 0
         assert "say nothing about single images" in capsys.readouterr().err
-    assert "say nothing about single images" in (place / "spectral" / "report.html").read_text()
 
 
 def test_sets_of_one_name_are_kept_apart(place, tmp_path, capsys):
@@ -260,7 +170,7 @@ def test_a_broken_test_image_is_found_before_training(place, tmp_path, capsys):
 
 
 def test_predict(place, tmp_path):
-    words = ["predict", place / "cnfa", place / "data", tmp_path / "p.csv", "--labelled", place / "data"]
+    words = ["predict", place / "cnfa", place / "data", tmp_path / "p.csv", "--labels", place / "data"]
     assert run(*words, "--split", "test") == 0
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert len(rows) == 12
@@ -278,7 +188,6 @@ def test_info_and_sample_data(tmp_path, capsys):
 def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
     data, out = place / "data", tmp_path / "out"
     train = ["train", data, out, *TINY, *SHORT]
-    assert "--overwrite" in refused(capsys, "train", data, place / "cfa", *TINY, *SHORT)
     assert "at least two images" in refused(capsys, *train[:3], "--batch-size", 1)
     assert "--supervised" in refused(capsys, *train, "--supervised", "--likelihood", "spectral_mc")
     assert "needs labels" in refused(capsys, "train", place / "flat", out, *TINY, *SHORT, "--supervised")
@@ -298,7 +207,7 @@ def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
         capsys, "factors", place / "cfa", place / "flat", out, "--between", "dark", "bright"
     )
     assert "needs labels" in refused(
-        capsys, "predict", place / "cfa", data, tmp_path / "p.csv", "--labelled", place / "flat"
+        capsys, "predict", place / "cfa", data, tmp_path / "p.csv", "--labels", place / "flat"
     )
     assert ".npz" in refused(capsys, "embed", place / "cfa", data, tmp_path / "e.csv")
     assert "missing" in refused(capsys, "embed", tmp_path / "no", data, tmp_path / "e.npz")
@@ -306,15 +215,18 @@ def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
         ["embed", place / "cfa", data, tmp_path / "e.npz"],
         ["evaluate", place / "cfa", data],
         ["ood", place / "cfa", data, place / "flat"],
-        ["predict", place / "cfa", data, tmp_path / "p.csv", "--labelled", data],
+        ["predict", place / "cfa", data, tmp_path / "p.csv", "--labels", data],
     ):
-        assert "--seed" in refused(capsys, *words, "--seed", "-1")
+        for option, value in (("--seed", "-1"), ("--draws", "0"), ("--workers", "-1"), ("--device", "tpu9")):
+            assert option in refused(capsys, *words, option, value)
+    for option, value in (("--seed", "nan"), ("--optim.lr", "nan"), ("--optim.lr", "0"), ("--optim.warmup", "1")):
+        assert option in refused(capsys, *train, option, value)
+    assert "--split-seed" in refused(capsys, "evaluate", place / "cfa", data, "--split-seed", "-1")
+    assert "--split" in refused(capsys, "embed", place / "cfa", data, tmp_path / "e.npz", "--split", "banana")
     assert not out.exists()
     assert not (tmp_path / "p.csv").exists()
     assert not (tmp_path / "e.npz").exists()
-    (place / "cfa" / "note.txt").write_text("mine")
     assert "--overwrite" in refused(capsys, "ood", place / "cfa", data, place / "flat", "--out", place / "cfa")
-    (place / "cfa" / "note.txt").unlink()
 
 
 def test_one_class_and_one_image(place, tmp_path, capsys):
@@ -322,7 +234,7 @@ def test_one_class_and_one_image(place, tmp_path, capsys):
         file = tmp_path / "one" / "only" / f"{index}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (10 * index, 0, 0)).save(file)
-    assert run("train", tmp_path / "one", tmp_path / "run", *TINY, "--steps", 2, "--threads", 1) == 0
+    assert run("train", tmp_path / "one", tmp_path / "run", *TINY, "--steps", 2) == 0
     assert "no probe was fitted" in (tmp_path / "run" / "report.html").read_text()
     assert "two classes" in refused(capsys, "evaluate", tmp_path / "run", tmp_path / "one")
     for file in sorted((tmp_path / "one").rglob("*.png"))[1:]:
@@ -333,7 +245,7 @@ def test_one_class_and_one_image(place, tmp_path, capsys):
 
 def test_equal_images_train_and_stay_finite(tmp_path, unreported):
     np.savez(tmp_path / "same.npz", x=np.full((8, 16, 16, 3), 77, np.uint8), y=np.arange(8) % 2)
-    words = ["--method", "cnfa", *TINY, "--steps", 2, "--batch-size", 8, "--threads", 1, "--log-every", 1]
+    words = ["--method", "cnfa", *TINY, "--steps", 2, "--batch-size", 8, "--log-every", 1]
     still = ["--views.jitter-share", "0.0", "--views.gray", "0.0", "--views.blur", "0.0"]
     assert run("train", tmp_path / "same.npz", tmp_path / "run", *words, *still) == 0
     losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open())]
@@ -345,48 +257,3 @@ def test_more_factors_than_images_is_said():
         found = factor_metrics(np.eye(4, dtype=np.float32)[:2], np.array([0, 1]))
     assert found.effective_rank == pytest.approx(2, abs=1e-3)
     assert found.purity == 0.5  # no more than the two images there are
-
-
-@pytest.mark.parametrize(
-    ("name", "width"),
-    [
-        ("timm:resnet10t", 512),
-        ("torchvision:mobilenet_v3_small", 1024),
-        ("torchvision:squeezenet1_1", 512),  # no linear layer
-        ("torchvision:googlenet", 1024),  # auxiliary classifiers
-        ("resnet18-cifar", 512),
-    ],
-)
-def test_backbones_of_both_libraries(name, width):
-    model = FactorModel(ModelConfig(method="cfa", backbone=name, image_size=32, hidden=8, factors=4))
-    assert model.width == width
-    assert model.train()(torch.rand(2, 3, 32, 32)).mean().shape == (2, 4)
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "timm:mixer_s32_224"])
-def test_a_network_of_patches_takes_the_image_size_it_is_given(name):
-    model = FactorModel(ModelConfig(method="cfa", backbone=name, image_size=32, hidden=8, factors=4))
-    assert model.eval()(torch.rand(1, 3, 32, 32)).mean().shape == (1, 4)
-
-
-def test_weights_come_from_a_local_file(tmp_path):
-    torch.manual_seed(0)
-    donor = build_backbone("tiny", 32)
-    state = donor.state_dict() | {"classifier.weight": torch.zeros(3, 3)}
-    save_file(state, tmp_path / "w.safetensors")
-    torch.save({"state_dict": state}, tmp_path / "w.pt")
-    for name in ("w.safetensors", "w.pt"):
-        model = build_backbone("tiny", 32, weights=str(tmp_path / name))
-        assert torch.equal(model.layers[0].weight, donor.layers[0].weight)
-    with pytest.raises(InputError, match="another backbone"):
-        build_backbone("resnet18-cifar", 32, weights=str(tmp_path / "w.pt"))
-    (tmp_path / "bad.pt").write_bytes(b"no weights")
-    with pytest.raises(InputError, match="cannot be read"):
-        build_backbone("tiny", 32, weights=str(tmp_path / "bad.pt"))
-    with pytest.raises(InputError, match="no published weights"):
-        build_backbone("tiny", 32, weights="hub")
-
-
-def test_images_smaller_than_the_network_allows_are_refused():
-    with pytest.raises(InputError, match="does not take images of this size"):
-        FactorModel(ModelConfig(method="cfa", backbone="torchvision:inception_v3", image_size=16, factors=4))

@@ -14,8 +14,8 @@ app.method(
     help="Contrastive factor analysis of images: embeddings with uncertainty (CFA) and readable factors (CNFA).",
     commands=[
         Command("sample-data", f"{_CFA}:sample_data", "Write real digits and photographs as image folders."),
-        Command("train", f"{_CFA}:train_model", "Train CFA, CNFA, SimCLR or NCL on images without labels."),
-        Command("embed", f"{_CFA}:embed_images", "Features, factor means, variances and uncertainties of images."),
+        Command("train", f"{_CFA}:train", "Train CFA, CNFA, SimCLR or NCL on images without labels."),
+        Command("embed", f"{_CFA}:embed", "Features, factor means, variances and uncertainties of images."),
         Command("evaluate", f"{_CFA}:evaluate", "Probes, retrieval, factor metrics and calibration on labelled data."),
         Command("factors", f"{_CFA}:factors", "Top images of every factor; which factors separate two classes."),
         Command("ood", f"{_CFA}:ood", "Uncertainty scores in- against out-of-distribution, side by side."),

@@ -1,8 +1,10 @@
 """The negative evidence lower bound of contrastive factor analysis."""
 
+import dataclasses
 from typing import Literal, NamedTuple
 
 import torch
+from contrastive_core.errors import require
 from contrastive_core.losses import nt_xent, spectral_contrastive, sup_con
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,8 +12,50 @@ from torch import Tensor
 from cl_foundations.cfa.posterior import GAMMA_1_1, FactorPosterior, GammaPrior
 
 Likelihood = Literal["infonce", "spectral_exact", "spectral_mc"]
-DEFAULT_ETA = {"infonce": 0.1, "spectral_exact": 0.01, "spectral_mc": 0.01}
+DEFAULT_ETA: dict[Likelihood, float] = {"infonce": 0.1, "spectral_exact": 0.01, "spectral_mc": 0.01}
 """Weight η of the KL: per factor with ``infonce``, per image with the spectral likelihoods."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveSettings:
+    """Weights of the negative evidence lower bound.
+
+    Attributes:
+        eta: Weight η of the KL; 0.1 a factor with infonce and 0.01 an image with the spectral likelihoods if not given.
+        kl_warmup: Share of all steps over which η grows from zero, in [0, 1).
+        temperature: Temperature of infonce, positive.
+        samples: Posterior draws per view, for the sampled likelihoods.
+        prior_shape: Shape α of the Gamma prior of cnfa; below 1 favours sparse factors.
+        prior_rate: Rate β of the Gamma prior of cnfa.
+        supervised: Images of one class are each other's positives (infonce only; needs labels).
+    """
+
+    eta: float | None = None
+    kl_warmup: float = 0.1
+    temperature: float = 0.2
+    samples: int = 1
+    prior_shape: float = 1.0
+    prior_rate: float = 1.0
+    supervised: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.eta is None or 0 <= self.eta <= 1e6, "--eta", self.eta, "a number from 0 to a million")
+        require(0 <= self.kl_warmup < 1, "--kl-warmup", self.kl_warmup, "a share of all steps in [0, 1)")
+        require(1e-4 <= self.temperature <= 1e4, "--temperature", self.temperature, "a number from 0.0001 to 10,000")
+        require(1 <= self.samples <= 1000, "--samples", self.samples, "a whole number from 1 to 1,000")
+        for name in ("prior_shape", "prior_rate"):
+            option, value = "--" + name.replace("_", "-"), getattr(self, name)
+            require(1e-6 <= value <= 1e6, option, value, "a positive number, from a millionth to a million")
+
+    @property
+    def prior(self) -> GammaPrior:
+        """Prior of non-negative factors."""
+        return GammaPrior(concentration=self.prior_shape, rate=self.prior_rate)
+
+    def weight(self, likelihood: Likelihood, step: int, total: int) -> float:
+        """Weight η of the KL at one of all steps."""
+        eta = DEFAULT_ETA[likelihood] if self.eta is None else self.eta
+        return kl_weight(step, total, eta, self.kl_warmup)
 
 
 class ELBO(NamedTuple):

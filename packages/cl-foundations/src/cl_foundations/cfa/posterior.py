@@ -5,6 +5,7 @@ import math
 from typing import ClassVar, Literal
 
 import torch
+from contrastive_core.nn.posterior import weibull_variance
 from jaxtyping import Float
 from torch import Tensor
 
@@ -139,8 +140,7 @@ class WeibullPosterior:
 
     def variance(self) -> Float[Tensor, "b k"]:
         """λ² [Γ(1 + 2/k) − Γ(1 + 1/k)²], in a form that does not cancel where k is large."""
-        inverse = 1 / self.shape
-        return torch.expm1(torch.lgamma(1 + 2 * inverse) - 2 * torch.lgamma(1 + inverse)) * self.mean().square()
+        return weibull_variance(self.shape, self.scale)
 
     def rsample(self, draws: int = 1, generator: torch.Generator | None = None) -> Float[Tensor, "s b k"]:
         """``λ (−log(1 − u))^(1/k)``, differentiable in both; strictly positive.

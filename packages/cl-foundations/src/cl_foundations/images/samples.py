@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from contrastive_core.errors import InputError
+from contrastive_core.files import refuse_filled, writing
 from PIL import Image
 
 CROP_SIDE = 64
@@ -31,17 +31,19 @@ def write_samples(out: Path | str, *, overwrite: bool = False) -> list[Path]:
     makers = {"digits": _digits, "photographs": _photographs}
     folders = [Path(out) / name for name in makers]
     for folder in folders:
-        if folder.exists() and not overwrite:
-            raise InputError("a set is already there", where=folder, remedy="pass --overwrite, or another folder")
+        refuse_filled(folder, overwrite)
     for folder, make in zip(folders, makers.values(), strict=True):
         # Written beside and renamed as a whole: a set is either complete or not there.
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
-            fresh = Path(temporary) / folder.name
-            make(fresh)
-            if folder.exists():
-                shutil.rmtree(folder)
-            fresh.rename(folder)
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+                fresh = Path(temporary) / folder.name
+                make(fresh)
+                if folder.is_symlink():
+                    folder.unlink()
+                elif folder.exists():
+                    shutil.rmtree(folder)
+                fresh.rename(folder)
     return folders
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from contrastive_core.errors import InputError
+from contrastive_core.files import reading
 from jaxtyping import Bool, Int, UInt8
 
 _NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -49,7 +50,8 @@ def read_cifar(
         InputError: A file is missing, damaged or not one of CIFAR's.
     """
     folder = find_cifar(path)
-    assert folder is not None
+    if folder is None:
+        raise InputError("there is no CIFAR", where=path, remedy="unpack its archive there")
     layout = next(name for name in _LAYOUTS if _holds(folder, name))
     images, labels, test = [], [], []
     for is_test, files in enumerate(_LAYOUTS[layout]):
@@ -62,7 +64,9 @@ def read_cifar(
             labels.append(y)
             test.append(np.full(len(x), bool(is_test)))
     y = np.concatenate(labels)
-    classes = _NAMES if "cifar-10-" in layout else _class_names(folder / "meta", int(y.max()) + 1)
+    classes = _NAMES if "cifar-10-" in layout else _class_names(folder / "meta", int(y.max(initial=0)) + 1)
+    if not len(y) or y.max() >= len(classes):
+        raise InputError("CIFAR is damaged", where=folder, why="it has no images, or more classes than names")
     return np.concatenate(images), y, classes, np.concatenate(test)
 
 
@@ -74,7 +78,8 @@ def _holds(folder: Path, layout: str) -> bool:
 
 
 def _binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    data = np.frombuffer(file.read_bytes(), np.uint8)
+    with reading(file, "a file of CIFAR cannot be read"):
+        data = np.frombuffer(file.read_bytes(), np.uint8)
     if not len(data) or len(data) % 3073:
         raise InputError("a file of CIFAR is damaged", where=file, why=f"{len(data)} bytes are no whole records")
     records = data.reshape(-1, 3073)
@@ -86,14 +91,21 @@ def _binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
 def _pickled(file: Path) -> tuple[np.ndarray, np.ndarray]:
     content = _load(file)
     data = _get(content, "data")
-    found = _get(content, "fine_labels")
-    labels = np.asarray(_get(content, "labels") if found is None else found)
+    fine_labels = _get(content, "fine_labels")
+    labels = _get(content, "labels") if fine_labels is None else fine_labels
     fine = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072
-    if not fine or labels.shape != (len(data),) or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+    # An array of a pickle may claim any size; one of a whole file is no larger than the file.
+    if (
+        not fine
+        or data.nbytes > file.stat().st_size
+        or not isinstance(labels, list)
+        or len(labels) != len(data)
+        or not all(isinstance(label, int) and 0 <= label < 100 for label in labels)
+    ):
         raise InputError(
             "a file of CIFAR is damaged", where=file, why="it lacks images of 3072 bytes with a class each"
         )
-    return _planes(data), labels.astype(np.int64)
+    return _planes(data), np.array(labels, dtype=np.int64)
 
 
 def _planes(rows: np.ndarray) -> np.ndarray:
@@ -115,15 +127,9 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _load(file: Path) -> dict[Any, Any]:
-    try:
+    remedy = "fetch the archive again from its authors, or use its binary version"
+    with reading(file, "a file of CIFAR is refused", remedy):
         content = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="bytes").load()
-    except Exception as error:  # damaged pickles fail in many ways
-        raise InputError(
-            "a file of CIFAR is refused",
-            where=file,
-            why=" ".join(str(error).split()) or type(error).__name__,
-            remedy="fetch the archive again from its authors, or use its binary version",
-        ) from error
     if not isinstance(content, dict):
         raise InputError("a file of CIFAR is damaged", where=file, why="it holds no dictionary")
     return content

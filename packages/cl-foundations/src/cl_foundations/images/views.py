@@ -5,7 +5,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from contrastive_core.errors import InputError
+from contrastive_core.errors import require
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -38,13 +38,16 @@ class ViewSettings:
     def __post_init__(self) -> None:
         limits = {"crop_min": (1e-3, 1), "hue": (0, 0.5)}
         for field in dataclasses.fields(self):
-            low, high = limits.get(field.name, (0, 1))
-            if not low <= getattr(self, field.name) <= high:
-                raise InputError(
-                    "an augmentation option is out of range",
-                    where="--views." + field.name.replace("_", "-"),
-                    why=f"got {getattr(self, field.name)}, expected {low} to {high}",
-                )
+            (low, high), value = limits.get(field.name, (0, 1)), getattr(self, field.name)
+            option = "--views." + field.name.replace("_", "-")
+            require(low <= value <= high, option, value, f"a number from {low} to {high}")
+
+
+def two_views(
+    images: UInt8[Tensor, "b 3 h w"], side: int, settings: ViewSettings, generator: torch.Generator
+) -> Float[Tensor, "b2 3 side side"]:
+    """Two independent views of every image, the first ones above the second ones; arguments as :func:`random_view`."""
+    return torch.cat([random_view(images, side, settings, generator) for _ in range(2)])
 
 
 def random_view(

@@ -2,12 +2,15 @@
 
 import dataclasses
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
 from contrastive_core.errors import ContrastiveWarning
 from contrastive_core.evaluation import class_consistency, effective_rank, orthogonality, purity_at, sparsity
 from jaxtyping import Float, Int, Shaped
+
+from cl_foundations.cfa.inference import Embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +123,72 @@ def majority_class(labels: Int[np.ndarray, "k m"], classes: Shaped[np.ndarray, "
     """Most frequent class of every row, with its share."""
     counts = np.stack([(labels == index).mean(1) for index in range(len(classes))], 1)
     return [(str(classes[row.argmax()]), float(row.max())) for row in counts]
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorTable:
+    """What each factor stands for.
+
+    Attributes:
+        rows: A row a factor: rank by activation, mean, share of images it is active on; class and purity with labels.
+        best: Images with the largest value of each factor, largest first.
+        shown: The rows of the factors to show: purest first, or most active without labels.
+        between: Two classes by name, if factors are ranked by how well they separate them.
+        separation: A row a factor, best first: AUROC, and its mean over either class.
+        separating: Images of the two classes with the largest value of the eight best of these.
+    """
+
+    rows: list[dict[str, Any]]
+    best: Int[np.ndarray, "k m"]
+    shown: list[dict[str, Any]]
+    between: tuple[str, str] | None = None
+    separation: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    separating: Int[np.ndarray, "s t"] = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+    @classmethod
+    def of(cls, embeddings: Embeddings, *, top: int, shown: int, pair: tuple[int, int] | None = None) -> "FactorTable":
+        """The factors of some images.
+
+        Args:
+            embeddings: The images.
+            top: Images a factor that are looked at.
+            shown: Factors to show.
+            pair: Two classes that have images, to rank the factors by how well each alone separates them.
+        """
+        rows, best = factor_rows(embeddings, top), top_images(embeddings.mean, top)
+        order = sorted(rows, key=lambda row: (-row.get("purity", 0.0), row["rank"]))[:shown]
+        if pair is None:
+            return cls(rows, best, order)
+        first, second = (embeddings.classes[index] for index in pair)
+        ranked = separating_factors(embeddings.mean, embeddings.known, *pair)
+        table = [
+            {"factor": each.factor, "auroc": each.auroc, f"mean {first}": each.first, f"mean {second}": each.second}
+            for each in ranked
+        ]
+        either = np.flatnonzero(np.isin(embeddings.known, pair))
+        largest = top_images(embeddings.mean[either][:, [each.factor for each in ranked[:8]]], 16)
+        return cls(rows, best, order, (first, second), table, either[largest])
+
+
+def factor_rows(embeddings: Embeddings, top: int) -> list[dict[str, Any]]:
+    """One row a factor: rank by activation, mean, share of images it is active on; class and purity with labels."""
+    mean = embeddings.mean
+    active = (np.abs(unit_rows(mean)) > 0.05).mean(0)
+    place = {int(k): rank for rank, k in enumerate(rank_factors(mean), 1)}
+    rows: list[dict[str, Any]] = [
+        {
+            "factor": k,
+            "rank": place[k],
+            "mean": float(mean[:, k].mean()),
+            "active_share": float(active[k]),
+        }
+        for k in range(mean.shape[1])
+    ]
+    if embeddings.labels is not None:
+        best = majority_class(embeddings.labels[top_images(mean, top)], np.array(embeddings.classes))
+        for row, (name, share) in zip(rows, best, strict=True):
+            row |= {"class": name, "purity": share}
+    return rows
 
 
 def unit_rows(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cl_foundations.cfa.views import gaussian_blur
+from cl_foundations.images.views import gaussian_blur
 
 Corruption = Literal["noise", "blur", "contrast", "pixelate", "jpeg"]
 CORRUPTIONS: tuple[Corruption, ...] = ("noise", "blur", "contrast", "pixelate", "jpeg")
