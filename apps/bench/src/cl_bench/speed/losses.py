@@ -158,10 +158,9 @@ def _inventory(count: int, width: int) -> dict[str, tuple[_Loss, dict[str, _Loss
         return swav(scores, [])
 
     views = {"dense formula": lambda a, b: _dense_views(a, b, index)}
-    their_views = {
-        "lightly": lightly.NTXentLoss(temperature=_T),
-        "pytorch-metric-learning": lambda a, b: their_nt_xent(torch.cat([a, b]), index.repeat(2)),
-    }
+    their_views: dict[str, _Loss] = {"lightly": lightly.NTXentLoss(temperature=_T)}
+    if count <= 256:  # it lists every positive with every negative: 34 GB at 1,024 rows
+        their_views["pytorch-metric-learning"] = lambda a, b: their_nt_xent(torch.cat([a, b]), index.repeat(2))
     return {
         "nt_xent": (lambda a, b: L.nt_xent(a, b, temperature=_T), views | their_views),
         "info_nce": (
