@@ -3,7 +3,7 @@
 import functools
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,8 +19,9 @@ from contrastive_core.training import TrainSettings
 
 from cl_bench.arms import Arm, Outcome, Result, Statement, compare, measure
 
-_TRAINED, _TWO = "cauker", ("rf", "1nn")
-_LABELS = {"rf": "random forest", "1nn": "1-NN", "logreg": "logistic regression"}
+_TRAINED = "cauker"
+_LABELS: dict[ProbeKind, str] = {"rf": "random forest", "1nn": "1-NN", "logreg": "logistic regression"}
+_TWO: tuple[ProbeKind, ...] = ("rf", "1nn")
 STATEMENTS = [
     Statement("random forest, pre-trained beats untrained", "rf", _TRAINED, "untrained", gate=True),
     Statement("1-NN, pre-trained beats untrained", "1nn", _TRAINED, "untrained", gate=True),
@@ -54,7 +55,7 @@ def claims(seeds: Sequence[int], data: Path | None, *, series: int = 3000, steps
                 name: frozen_probes(model, *parts, readout=readout, kinds=kinds, seed=seed, jobs=jobs)
                 for name, parts in sets.items()
             }
-            return _mean({name: {kind: each[kind].accuracy for kind in kinds} for name, each in probes.items()})
+            return _mean({name: {str(kind): each[kind].accuracy for kind in kinds} for name, each in probes.items()})
 
         return score
 
@@ -86,7 +87,7 @@ def claims(seeds: Sequence[int], data: Path | None, *, series: int = 3000, steps
     return compare("mantis", STATEMENTS, table, notes=notes)
 
 
-def _mean(accuracies: dict[str, dict[str, float]]) -> Result:
+def _mean(accuracies: Mapping[str, Mapping[str, float]]) -> Result:
     """Mean over sets of every probe's accuracy, and a row a set."""
     kinds = next(iter(accuracies.values()))
     means = {kind: statistics.fmean(each[kind] for each in accuracies.values()) for kind in kinds}

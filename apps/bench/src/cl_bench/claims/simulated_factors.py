@@ -81,10 +81,10 @@ def simulated_arms(steps: int) -> dict[str, Arm]:
     """
 
     @functools.lru_cache(maxsize=1)
-    def parts(seed: int) -> list[_Simulation]:
+    def parts(seed: int) -> tuple[_Simulation, _Simulation]:
         rng = np.random.default_rng(seed)
         loading = rng.normal(0, (4 / 32) ** 0.5, (8, 32))
-        return [_Simulation.draw(count, loading, rng) for count in (8000, 2000)]
+        return _Simulation.draw(8000, loading, rng), _Simulation.draw(2000, loading, rng)
 
     @functools.lru_cache(maxsize=len(_ETAS))
     def recovered(arm: str, seed: int) -> dict[str, float]:
