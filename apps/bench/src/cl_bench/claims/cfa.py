@@ -6,22 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from cl_foundations.cfa.commands import train_factors
-from cl_foundations.cfa.corruptions import Corruption, corruption, uniform_noise
-from cl_foundations.cfa.data import ImageSet, read_images, read_parts
-from cl_foundations.cfa.evaluate import detection, error_detection
-from cl_foundations.cfa.inference import Embeddings, embed
-from cl_foundations.cfa.interpret import factor_metrics
-from cl_foundations.cfa.model import FactorModel, Method, ModelConfig
-from cl_foundations.cfa.samples import write_samples
-from cl_foundations.cfa.system import ObjectiveSettings, OptimSettings
-from cl_foundations.cfa.views import ViewSettings
+from cl_foundations.cfa import (
+    Embeddings,
+    EmbedSettings,
+    FactorEncoder,
+    FactorOptim,
+    ModelConfig,
+    ObjectiveSettings,
+    Settings,
+    factor_metrics,
+    train_factors,
+)
+from cl_foundations.cfa.model import Method
+from cl_foundations.cfa.uncertainty import detection, error_detection
+from cl_foundations.images import ImageSet, ViewSettings, read_images, read_parts, write_samples
+from cl_foundations.images.corruptions import Corruption, corruption, uniform_noise
 from contrastive_core.errors import InputError
 from contrastive_core.evaluation import fit_probe
 from contrastive_core.training import TrainSettings
 
-from cl_bench.arms import Arm, Outcome, Result, Statement, compare, measure, temporary_run
+from cl_bench.arms import Arm, Outcome, Result, Statement, compare, measure
 from cl_bench.claims.simulated_factors import simulated_arms
 
 _CORRUPTIONS: tuple[Corruption, ...] = ("noise", "blur", "contrast", "pixelate")
@@ -140,34 +144,27 @@ def _data(data: Path | None) -> tuple[ImageSet, ImageSet, ImageSet, ViewSettings
         return train, test, read_images(digits, 32, split="test"), ViewSettings()
 
 
-def _trained(method: Method, eta: float, images: ImageSet, views: ViewSettings, steps: int, seed: int) -> FactorModel:
-    torch.manual_seed(seed)
-    config = ModelConfig(method=method, backbone="tiny", image_size=images.side, hidden=256, factors=64)
-    settings = TrainSettings(steps=steps, seed=seed, progress=False, checkpoint_every=steps)
-    with temporary_run() as run:
-        return train_factors(
-            FactorModel(config),
-            images,
-            run=run,
-            batch_size=256,
-            objective=ObjectiveSettings(eta=eta),
-            optim=OptimSettings(lr=4e-3),
-            views=views,
-            train=settings,
-        )
+def _trained(method: Method, eta: float, images: ImageSet, views: ViewSettings, steps: int, seed: int) -> FactorEncoder:
+    settings = Settings(
+        model=ModelConfig(method=method, backbone="tiny", image_size=images.side, hidden=256, factors=64),
+        objective=ObjectiveSettings(eta=eta),
+        optim=FactorOptim(lr=4e-3),
+        views=views,
+        training=TrainSettings(steps=steps, seed=seed, progress=False),
+    )
+    return train_factors(images, settings)
 
 
-def _measure(model: FactorModel, train: ImageSet, test: ImageSet, outside: ImageSet, seed: int) -> dict[str, float]:
-    known, clean, other = (embed(model, images, seed=seed) for images in (train, test, outside))
-    nothing = embed(model, test, seed=seed, change=uniform_noise)
-    assert known.labels is not None
-    assert clean.labels is not None
-    truth = clean.labels
-    linear = fit_probe(known.features, known.labels, kind="logreg", strength=1.0)
-    nearest = fit_probe(known.mean, known.labels, kind="knn", scale=False)
+def _measure(model: FactorEncoder, train: ImageSet, test: ImageSet, outside: ImageSet, seed: int) -> dict[str, float]:
+    settings = EmbedSettings(seed=seed)
+    known, clean, other = (model.embed(images, settings) for images in (train, test, outside))
+    nothing = model.embed(test, settings, change=uniform_noise)
+    truth = clean.known
+    linear = fit_probe(known.features, known.known, kind="logreg", strength=1.0)
+    nearest = fit_probe(known.mean, known.known, kind="knn", scale=False)
 
-    def accuracies(found: Embeddings) -> tuple[np.ndarray, np.ndarray]:
-        guesses = (linear.predict_proba(found.features), nearest.predict_proba(found.mean))
+    def accuracies(embeddings: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+        guesses = (linear.predict_proba(embeddings.features), nearest.predict_proba(embeddings.mean))
         return (guesses[0].argmax(1) == truth, guesses[1].argmax(1) == truth)
 
     correct, hits = accuracies(clean)
@@ -175,12 +172,12 @@ def _measure(model: FactorModel, train: ImageSet, test: ImageSet, outside: Image
     entropies: dict[Corruption, list[float]] = {}
     for kind in _CORRUPTIONS:
         for severity in _SEVERITIES:
-            found = embed(model, test, seed=seed, change=corruption(kind, severity))
-            a, b = accuracies(found)
+            changed = model.embed(test, settings, change=corruption(kind, severity))
+            a, b = accuracies(changed)
             corrupted.append((float(a.mean()), float(b.mean())))
-            if "entropy" in found.scores:
+            if "entropy" in changed.scores:
                 entropies.setdefault(kind, [float(clean.scores["entropy"].mean())])
-                entropies[kind].append(float(found.scores["entropy"].mean()))
+                entropies[kind].append(float(changed.scores["entropy"].mean()))
     metrics = factor_metrics(clean.mean, truth)
     out = {
         "linear": float(correct.mean()),
@@ -196,6 +193,6 @@ def _measure(model: FactorModel, train: ImageSet, test: ImageSet, outside: Image
     for score, values in clean.scores.items():
         out[f"{score}_outside"] = detection(values, other.scores[score]).auroc
         out[f"{score}_noise"] = detection(values, nothing.scores[score]).auroc
-        found_errors = errors[score]["auroc"]
-        out[f"{score}_errors"] = float("nan") if found_errors is None else found_errors
+        auroc = errors[score]["auroc"]
+        out[f"{score}_errors"] = float("nan") if auroc is None else auroc
     return out

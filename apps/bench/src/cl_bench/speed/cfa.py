@@ -3,11 +3,8 @@
 from collections.abc import Callable
 
 import torch
-from cl_foundations.cfa.model import FactorModel, Method, ModelConfig
-from cl_foundations.cfa.objective import contrastive_likelihood, negative_elbo
-from cl_foundations.cfa.posterior import (
-    NormalPosterior,
-)
+from cl_foundations.cfa import FactorModel, ModelConfig, NormalPosterior, contrastive_likelihood, negative_elbo
+from cl_foundations.cfa.model import Method
 from torch import Tensor
 
 from cl_bench.measures import Speed, race
