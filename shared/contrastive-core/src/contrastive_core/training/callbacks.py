@@ -150,6 +150,12 @@ class Checkpoints(L.Callback):
         else:  # takes part in collecting the states, writes nothing
             trainer.save_checkpoint(run.checkpoint(name))
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Forget the batch that has just begun: it is to be done again, and must not count for the next validation."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for scope in ("total", "current"):
+            progress[scope]["ready"] = progress[scope]["completed"]
+
     def state_dict(self) -> dict[str, Any]:
         """Best score, and the random states of all processes."""
         states: list[dict[str, Any]] = [_random_state()]
