@@ -26,3 +26,28 @@ def tiny_clip(tmp_path_factory):
     described = {"model_cfg": config, "preprocess_cfg": {"mean": mean, "std": std}}
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     return folder
+
+
+def tiny_pairs(folder):
+    """Features of 24 labelled pairs, and of four attributes beside them, that train in a second."""
+    import numpy as np
+    from cl_retrieval.pairs import PairFeatures, write_features
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    points = np.eye(12)[np.arange(24) % 3] + 0.2 * rng.normal(size=(24, 12))
+    views = (points + 0.2 * rng.normal(size=points.shape) for _ in range(2))
+    write_features(folder / "pairs.npz", PairFeatures.from_arrays(*views, np.arange(24) % 3))
+    np.save(folder / "attributes.npy", np.eye(12, dtype=np.float32)[:4])
+    (folder / "attributes.txt").write_text("red\ngreen\nblue\nround\n")
+    return folder / "pairs.npz"
+
+
+def tiny_gnah(folder):
+    """Data of a tiny training of GNAH."""
+    return tiny_pairs(folder)
+
+
+def tiny_apkh(folder):
+    """Data of a tiny training of APKH; the attributes lie beside it."""
+    return tiny_pairs(folder)

@@ -3,10 +3,11 @@
 from typing import NoReturn
 
 from contrastive_core.cli import App, Command
+from contrastive_core.index.verbs import index_commands
 
 from cl_retrieval import __version__
 
-_SHARED = "cl_retrieval.hashing.commands"
+_SHARED, _INDEX = "cl_retrieval.hashing.commands", "contrastive_core.index.verbs"
 
 
 def _verbs(module: str) -> list[Command]:
@@ -19,8 +20,9 @@ def _verbs(module: str) -> list[Command]:
         Command("embed", f"{module}:embed", "Pack images and texts into codes."),
         Command("index build", f"{module}:index_build", "Build an index of codes."),
         Command("index add", f"{module}:index_add", "Add pairs to an index."),
-        Command("index delete", f"{_SHARED}:index_delete", "Delete items from an index."),
-        Command("index info", f"{_SHARED}:index_info", "What an index holds."),
+        Command("index delete", f"{_INDEX}:delete", "Delete items from an index."),
+        Command("index info", f"{_INDEX}:info", "Show what an index holds and how it is searched."),
+        Command("index optimise", f"{_INDEX}:optimise", "Compact an index and build its approximate search."),
         Command("search", f"{module}:search", "Find images and texts by text or image."),
         Command("tune", f"{module}:tune", "Rank settings by held-out pairs, without labels."),
     ]
@@ -44,6 +46,7 @@ app.method(
         Command("info", f"{_APKH}:info", "The paper, the claim and how to cite."),
     ],
 )
+app.method("index", help="An index of any vectors or codes, from files.", commands=index_commands())
 
 
 def main() -> NoReturn:

@@ -183,10 +183,11 @@ class APKHSystem(HashingSystem):
             if objective.align == "nce":
                 aligned = kernel_nce(phi_x, phi_y, gather=gather)
             else:
-                shares = (phi_x, phi_y)
-                if not model.config.normalise_kernel:
-                    shares = tuple(attribute_kernel(f, centres, model.variance) for f in (fx, fy))
-                aligned = js_divergence(*shares, gather=gather)
+                p, q = (
+                    phi if model.config.normalise_kernel else attribute_kernel(features, centres, model.variance)
+                    for features, phi in ((fx, phi_x), (fy, phi_y))
+                )
+                aligned = js_divergence(p, q, gather=gather)
             terms["alignment"] = Term(objective.align_weight, aligned)
         if self._learns:
             terms["anchor"] = Term(objective.anchor_weight, anchor_loss(centres, self.first))

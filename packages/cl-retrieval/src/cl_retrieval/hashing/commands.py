@@ -1,25 +1,24 @@
 """The verbs that every method of hashing has; a method binds them to the encoders that it loads."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from contrastive_core.cli import Flat
-from contrastive_core.errors import InputError, require
-from contrastive_core.files import json_text, refuse_existing, refuse_filled, write_json, write_text
+from contrastive_core.errors import require
+from contrastive_core.files import json_text, refuse_existing, refuse_filled, write_json
 from contrastive_core.index import build_index, open_index
 from contrastive_core.index.interface import Modality
+from contrastive_core.index.verbs import progress_bar
 from contrastive_core.tables import print_rows, text_table
-from cyclopts import Parameter
 
 from cl_retrieval.hashing.data import FeatureOptions, default_encoder, features_for, queries_in, queries_of
 from cl_retrieval.hashing.evaluation import Conventions, evaluate_split, table_rows
 from cl_retrieval.hashing.inference import HashEncoder
 from cl_retrieval.hashing.items import Sides, items_of, write_codes
 from cl_retrieval.hashing.report import evaluation_report
-from cl_retrieval.hashing.search import Asked, Find, search_index
+from cl_retrieval.hashing.search import SearchOptions, search_index, write_hits
 from cl_retrieval.hashing.split import Protocol, Split
 from cl_retrieval.pairs.embedding import embed_to_file
-from cl_retrieval.pairs.features import check_ids
 from cl_retrieval.pairs.raw import read_pairs
 from cl_retrieval.pairs.samples import write_samples
 
@@ -66,40 +65,6 @@ def prepare(
     loaded = FeatureOptions(device=device).load(source, dtype=dtype)
     features = embed_to_file(pairs, loaded, out, source=source, batch_size=batch_size)
     print(f"{len(features)} pairs of width {features.dim} by {features.encoder} in {out}")
-
-
-def index_delete(index: str, *, id: tuple[str, ...] = (), modality: Modality | None = None) -> None:
-    """Delete items from an index.
-
-    Args:
-        index: Folder or URI.
-        id: What to delete; may be given several times.
-        modality: Delete only the image or the text of these ids.
-    """
-    ids = list(dict.fromkeys(id))
-    if not ids:
-        raise InputError("there is nothing to delete", where="--id", remedy="name at least one id")
-    check_ids(ids, "--id")
-    with open_index(index) as opened:
-        count = opened.delete(ids, modality=modality)
-        print(f"{count} items deleted, {opened.info().size} left in {index}")
-
-
-def index_info(index: str, *, json: bool = False) -> None:
-    """What an index holds.
-
-    Args:
-        index: Folder or URI.
-        json: Print JSON.
-    """
-    with open_index(index) as opened:
-        info = opened.info().to_dict()
-    if json:
-        print(json_text(info))
-        return
-    for name, value in info.items():
-        shown = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else value
-        print(f"{name:<14}{shown}")
 
 
 class HashCommands:
@@ -201,8 +166,12 @@ class HashCommands:
         """
         hashes = self._encoder.load(run, device=source.device)
         items = items_of(hashes, data, options=source, sides=sides, keep_features=features)
-        with build_index(index, hashes.identity, items, overwrite=overwrite) as made:
-            print(f"{made.info().size} items in {index}")
+        with (
+            progress_bar() as progress,
+            build_index(index, hashes.identity, items, overwrite=overwrite, progress=progress) as built,
+        ):
+            size = built.info().size
+        print(f"{size:,} items in {index}")
 
     def index_add(
         self, run: Path, data: Path, index: str, *, source: Source = FeatureOptions(), sides: Sides = "both"
@@ -221,7 +190,7 @@ class HashCommands:
             keep = opened.info().features > 0
             items = items_of(hashes, data, options=source, sides=sides, keep_features=keep)
             opened.add(items)
-            print(f"{len(items.ids)} items added, {opened.info().size} in {index}")
+            print(f"{len(items.ids):,} items added, {opened.info().size:,} in {index}")
 
     def search(
         self,
@@ -232,10 +201,7 @@ class HashCommands:
         image: tuple[Path, ...] = (),
         features: Path | None = None,
         asking: Modality = "text",
-        find: Find = "image",
-        k: Annotated[int, Parameter(name=["-k", "--k"])] = 10,
-        radius: int | None = None,
-        rerank: int | None = None,
+        asked: Annotated[SearchOptions, Flat] = SearchOptions(),
         source: Source = FeatureOptions(),
         out: Path | None = None,
         json: bool = False,
@@ -250,10 +216,7 @@ class HashCommands:
             image: Image files to search with; may be given several times.
             features: Feature file to search with instead.
             asking: Which side of that file asks.
-            find: Find images, texts, or either.
-            k: Most hits a query.
-            radius: Largest Hamming distance of a hit, in bits.
-            rerank: Order so many nearest codes by the cosine of the features.
+            asked: Which hits, and how many.
             source: Encoder.
             out: File for the hits, one JSON object a line.
             json: Print JSON instead of a table.
@@ -266,14 +229,9 @@ class HashCommands:
             queries = queries_in(hashes, features, asking, normalise=source.normalise)
         else:
             queries = queries_of(hashes, text=text, image=image, options=source)
-        hits = search_index(hashes, index, queries, Asked(find, k, radius, rerank))
-        if out is not None:
-            write_text(out, json_lines(hits))
-        print_rows(hits, json=json)
-
-
-def json_lines(rows: list[dict[str, Any]]) -> str:
-    """Rows as JSON, one a line."""
-    import json
-
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        hits = search_index(hashes, index, queries, asked)
+        if out is None:
+            print_rows(hits, json=json)
+            return
+        write_hits(out, hits)
+        print(f"{len(hits):,} hits of {len(queries):,} queries in {out}")

@@ -1,11 +1,13 @@
 """How well codes find: mean average precision under stated conventions, precision, curves."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from contrastive_core.errors import InputError, require
 from contrastive_core.evaluation import RetrievalRanking, hamming_distances
+from contrastive_core.index.interface import Modality
 from jaxtyping import Float, UInt8
 
 from cl_retrieval.hashing.codes import Hashes, bit_statistics, both_codes, unpack_codes
@@ -13,7 +15,7 @@ from cl_retrieval.hashing.split import Split, places
 from cl_retrieval.pairs.features import PairFeatures
 
 Denominator = Literal["min", "R", "retrieved"]
-DIRECTIONS = (("i2t", "image", "text"), ("t2i", "text", "image"))
+DIRECTIONS: tuple[tuple[str, Modality, Modality], ...] = (("i2t", "image", "text"), ("t2i", "text", "image"))
 TOP = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -220,7 +222,7 @@ def _curves(
     }
 
 
-def table_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+def table_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the main table, one a group and direction; ``features`` is the mAP of the features by cosine."""
     return [
         {

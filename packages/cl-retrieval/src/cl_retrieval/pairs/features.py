@@ -109,9 +109,9 @@ class PairFeatures:
         """
         onehot, classes = (None, ()) if labels is None else one_hot(labels)
         names = tuple(f"{i:06d}" for i in range(len(image))) if ids is None else tuple(ids)
-        rows = [np.ascontiguousarray(each, np.float32) for each in (image, text)]
-        check_shapes(names, *rows, onehot, "the arrays")
-        pairs = cls(names, *rows, onehot, classes, **dataclasses.asdict(origin))
+        x, y = (np.ascontiguousarray(each, np.float32) for each in (image, text))
+        check_shapes(names, x, y, onehot, "the arrays")
+        pairs = cls(names, x, y, onehot, classes, **dataclasses.asdict(origin))
         return check_features(pairs, "the arrays", normalise=True)
 
     @property
@@ -406,7 +406,7 @@ def _find(
             f"the {what} features are no matrix of numbers",
             where=path,
             why=f"{rows.dtype} of shape {rows.shape}",
-            remedy="give one row of features a pair; raw pixels go through encode-features",
+            remedy="give one row of features a pair; raw pixels go through prepare",
         )
     return np.ascontiguousarray(rows, np.float32)
 
