@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cl_graphtext.graphs.graph import build, undirected
+from cl_graphtext.graphs.reading import write_graph
 
 THEMES = {
     "birds": ["robin", "heron", "sparrow", "feather", "nest", "wing", "beak", "egg", "migration", "flock"],
@@ -147,3 +148,14 @@ def chat_server(answers):
         stop.set()
         server.shutdown()
         server.server_close()
+
+
+def tiny_promptgnn_sim(folder):
+    """A folder with a graph of 30 nodes, and embeddings of their texts beside it, so that no text model is needed."""
+    graph = themed(30)
+    write_graph(graph, folder / "data")
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.randn(3, 16, generator=draw)
+    x = centres[torch.from_numpy(graph.labels)] + 0.7 * torch.randn(30, 16, generator=draw)
+    np.save(folder / "data.npy", x.numpy())
+    return folder / "data"

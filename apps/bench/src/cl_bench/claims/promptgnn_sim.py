@@ -5,23 +5,31 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cl_graphtext.graph import TextGraph, homophily, random_split
-from cl_graphtext.perturb import graph_perturb
-from cl_graphtext.promptgnn_sim.model import Method, NetworkConfig
-from cl_graphtext.promptgnn_sim.pipeline import Pipeline
-from cl_graphtext.promptgnn_sim.selection import SelectionSettings
-from cl_graphtext.promptgnn_sim.system import ObjectiveSettings, OptimSettings, StageSettings
-from cl_graphtext.promptgnn_sim.training import Recipe, judge_nodes, train_nodes
-from cl_graphtext.reading import read_graph
-from cl_graphtext.samples import sample_graph
-from cl_graphtext.text import TextCache, TextSettings, load_encoder
+from cl_graphtext.graphs.graph import TextGraph, homophily
+from cl_graphtext.graphs.perturb import graph_perturb
+from cl_graphtext.graphs.reading import read_graph
+from cl_graphtext.graphs.samples import sample_graph
+from cl_graphtext.graphs.splits import random_split
+from cl_graphtext.promptgnn_sim import (
+    ModelConfig,
+    ObjectiveSettings,
+    OptimSettings,
+    SelectionSettings,
+    Settings,
+    StageSettings,
+    evaluate,
+    train_graph,
+)
+from cl_graphtext.promptgnn_sim.model import Method
+from cl_graphtext.texts.cache import TextCache
+from cl_graphtext.texts.encoders import TextSettings, load_encoder
 from contrastive_core.training import TrainSettings
 
-from cl_bench.arms import Arm, Outcome, Result, Statement, Table, compare, measure, temporary_run
+from cl_bench.arms import Arm, Outcome, Result, Statement, Table, compare, measure
 
 _TEXT = TextSettings(max_tokens=128, prompt_tokens=64)
 _STRUCTURE = SelectionSettings(weight=1.0, percentile=-1.0, augment="none")
-_GRAPH_ONLY = NetworkConfig(fusion="graph")
+_GRAPH_ONLY = ModelConfig(fusion="graph")
 _PLAIN = ObjectiveSettings(prompt_weight=0.0, graph_weight=0.0)
 _FEW, _MANY = "20-per-class", "60/20/20"
 _LR = 3e-3
@@ -33,19 +41,19 @@ class _Variant:
 
     method: Method = "promptgnn-sim"
     selection: SelectionSettings = SelectionSettings()
-    network: NetworkConfig = NetworkConfig()
+    model: ModelConfig = ModelConfig()
     objective: ObjectiveSettings = ObjectiveSettings()
 
 
 _VARIANTS = {
     "T text": _Variant("text-mlp"),
     "G GAT": _Variant("gat"),
-    "S structure-only": _Variant(selection=_STRUCTURE, network=_GRAPH_ONLY, objective=_PLAIN),
-    "selection-only GAT": _Variant(network=_GRAPH_ONLY, objective=_PLAIN),
+    "S structure-only": _Variant(selection=_STRUCTURE, model=_GRAPH_ONLY, objective=_PLAIN),
+    "selection-only GAT": _Variant(model=_GRAPH_ONLY, objective=_PLAIN),
     "F PromptGNN-sim": _Variant(),
     "F, λ=1": _Variant(selection=_STRUCTURE),
-    "F - prompt": _Variant(network=NetworkConfig(prompt=False)),
-    "F - cross-attention": _Variant(network=NetworkConfig(cross_attention=False)),
+    "F - prompt": _Variant(model=ModelConfig(prompt=False)),
+    "F - cross-attention": _Variant(model=ModelConfig(cross_attention=False)),
     "F - contrast": _Variant(objective=_PLAIN),
     "GCN": _Variant("gcn"),
     "GraphSAGE": _Variant("sage"),
@@ -138,23 +146,20 @@ class _Task:
         variant = _VARIANTS[name]
         noisy = graph_perturb(self.graph, "rewire", rate, seed=seed)
         split = random_split(self.graph.labels, rate=labels, seed=seed)
-        recipe = Recipe(
+        settings = Settings(
             method=variant.method,
             batch_size=512,
             selection=variant.selection,
             text=_TEXT,
-            network=variant.network,
+            model=variant.model,
             objective=variant.objective,
             stages=StageSettings(warmup=self.steps // 3),
             optim=OptimSettings(lr=_LR),
-            train=TrainSettings(steps=self.steps, seed=seed, validate_every=10, progress=False, log_every=50),
+            training=TrainSettings(steps=self.steps, seed=seed, validate_every=10, progress=False, log_every=50),
         )
-        prompting = variant.method == "promptgnn-sim" and variant.network.prompt and variant.network.fusion != "graph"
-        pipeline = Pipeline(variant.selection, _TEXT, self.cache, encoders=self.encoders, prompting=prompting)
-        with temporary_run() as run:
-            model = train_nodes(noisy, split, recipe, pipeline, run=run)
+        model = train_graph(noisy, settings, split=split, cache=self.cache, encoders=self.encoders)
         view = model.view(noisy)
-        metrics = {"accuracy": judge_nodes(model, noisy, split, view=view)["test"]["accuracy"]}
+        metrics = {"accuracy": evaluate(model, noisy, split, view=view)["test"]["accuracy"]}
         if name == _FULL and labels == _FEW and view.selection is not None:
             metrics["homophily before"] = homophily(noisy.edges, self.graph.labels)
             metrics["homophily after"] = homophily(view.selection.edges(), self.graph.labels)

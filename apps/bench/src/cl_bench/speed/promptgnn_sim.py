@@ -2,23 +2,28 @@
 
 import dataclasses
 import resource
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cl_graphtext.encoders import GraphEncoder
-from cl_graphtext.graph import TextGraph, undirected
-from cl_graphtext.promptgnn_sim.model import Method, Network, NetworkConfig
-from cl_graphtext.promptgnn_sim.pipeline import Pipeline, link_csr
-from cl_graphtext.promptgnn_sim.selection import SelectionSettings
-from cl_graphtext.promptgnn_sim.system import GraphSystem, ObjectiveSettings, OptimSettings, StageSettings
-from cl_graphtext.promptgnn_sim.training import Recipe, judge_nodes, train_nodes
-from cl_graphtext.sampling import whole_block
-from cl_graphtext.text import TextCache, TextSettings
-from contrastive_core.training import RunFolder, TrainSettings
+from cl_graphtext.graphs.encoders import GraphEncoder
+from cl_graphtext.graphs.graph import TextGraph, undirected
+from cl_graphtext.graphs.sampling import whole_block
+from cl_graphtext.promptgnn_sim import (
+    GraphSystem,
+    ModelConfig,
+    SelectionSettings,
+    Settings,
+    StageSettings,
+    evaluate,
+    train_graph,
+)
+from cl_graphtext.promptgnn_sim.data import link_csr
+from cl_graphtext.promptgnn_sim.model import Method, Network
+from cl_graphtext.promptgnn_sim.training import make_pipeline
+from contrastive_core.training import TrainSettings
 from torch import Tensor
 from torch_geometric.nn import GAT
 
@@ -50,27 +55,23 @@ def _random_graph(nodes: int, edges: int, dim: int, seed: int = 0) -> tuple[Text
 def _step(rounds: int) -> Speed:
     """One step of joint training of a graph of Cora's size, seen whole, against a step of the library's GAT."""
     graph, x = _random_graph(2700, 5300, 384)
-    selection = SelectionSettings(percentile=-1.0)
-    text = TextSettings()
-    pipeline = Pipeline(selection, text, TextCache(), prompting=False)
+    settings = Settings(
+        model=ModelConfig(prompt=False),
+        selection=SelectionSettings(percentile=-1.0),
+        stages=StageSettings(warmup=0),
+        training=TrainSettings(steps=1, accelerator="cpu"),
+    )
+    pipeline = make_pipeline(settings)
     pipeline.fit(graph, x)
     view = pipeline.view(graph, x)
     torch.manual_seed(0)
-    network = Network("promptgnn-sim", 384, 10, NetworkConfig(prompt=False))
+    network = Network(settings.method, 384, 10, settings.model)
     network.remember_attention()
-    pipeline.choose(view, network)
-    system = GraphSystem(
-        network,
-        view,
-        pipeline,
-        task="nc",
-        classes=torch.randn(10, 384),
-        objective=ObjectiveSettings(),
-        stages=StageSettings(warmup=0),
-        optim=OptimSettings(),
-        total_steps=1,
-        seed=0,
-        known=graph.edges,
+    pipeline.choose(view, network.selector)
+    system = GraphSystem(network, view, pipeline, settings, classes=torch.randn(10, 384), known=graph.edges)
+    # What a step asks of its trainer.
+    system.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_step=0, accumulate_grad_batches=1, seed=0, max_steps=1, global_rank=0
     )
     system.log = system.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     optimizer = system.configure_optimizers()
@@ -124,27 +125,21 @@ def _large(steps: int = 60) -> Speed:
     graph, x = _random_graph(200_000, 2_000_000, 128)
     order = np.random.default_rng(0).permutation(len(graph))
     split = {"train": order[:120_000], "val": order[:0], "test": order[120_000:]}
-    found: dict[str, float] = {}
+    accuracy: dict[str, float] = {}
 
     def task(method: Method) -> Callable[[], None]:
-        def run_it() -> None:
-            network = NetworkConfig(prompt=False)
-            stages = StageSettings(warmup=steps // 3)
-            recipe = Recipe(
+        def train_and_score() -> None:
+            settings = Settings(
                 method=method,
                 batch_size=256,
-                network=network,
-                stages=stages,
-                train=TrainSettings(steps=steps, progress=False, checkpoint_every=10 * steps),
+                model=ModelConfig(prompt=False),
+                stages=StageSettings(warmup=steps // 3),
+                training=TrainSettings(steps=steps, progress=False, accelerator="cpu"),
             )
-            pipeline = Pipeline(
-                recipe.selection, recipe.text, TextCache(), encoders=(_Given(), _Given()), prompting=False
-            )
-            with tempfile.TemporaryDirectory() as place, RunFolder.create(Path(place) / "run", recipe.to_dict()) as run:
-                model = train_nodes(graph, split, recipe, pipeline, run=run, x=x)
-            found[method] = judge_nodes(model, graph, split, x=x)["test"]["accuracy"]
+            model = train_graph(graph, settings, split=split, x=x)
+            accuracy[method] = evaluate(model, graph, split, x=x)["test"]["accuracy"]
 
-        return run_it
+        return train_and_score
 
     measured = race(
         "promptgnn-sim: 200,000 nodes, 2,000,000 edges",
@@ -156,20 +151,10 @@ def _large(steps: int = 60) -> Speed:
     )
     notes = (
         f"{steps} steps of 256 labelled nodes, then inference over all; random links, 128 numbers a text, no prompts; "
-        f"test accuracy {found['promptgnn-sim']:.2f} against {found['gat']:.2f}; "
+        f"test accuracy {accuracy['promptgnn-sim']:.2f} against {accuracy['gat']:.2f}; "
         f"largest resident memory of the process {resident_mib():,.0f} MiB"
     )
     return dataclasses.replace(measured, notes=notes)
-
-
-class _Given:
-    """Texts are given as embeddings: only the names of classes are asked for, and have none."""
-
-    identity, dim = "given", 128
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Zeros."""
-        return np.zeros((len(texts), self.dim), np.float32)
 
 
 def resident_mib() -> float:
