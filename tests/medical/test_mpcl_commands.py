@@ -1,6 +1,7 @@
 """The verbs of ``cl-medical mpcl`` from end to end on tiny volumes, and what they refuse."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,148 +10,80 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import yaml
-from cl_medical.cli import app
-from cl_medical.mpcl.data import DataOptions, DataPlan, PatchPairs
-from cl_medical.mpcl.predict import Segmenter
-from cl_medical.volumes import read_cases, read_image
+from cl_medical.mpcl.inference import Segmenter
+from cl_medical.volumes import DataOptions, DataPlan, read_cases, read_image, write_nifti
 from contrastive_core.errors import InputError
 from safetensors.torch import load_file
 
-AFFINE = np.array([[-0.9, 0.3, 0.1, 40], [0.2, 1.4, -0.4, -30], [0.1, 0.2, 2.5, 7], [0, 0, 0, 1.0]])
-TINY = [
-    "--network.width",
-    "4",
-    "--network.downsamplings",
-    "2",
-    "--patch",
-    "16",
-    "12",
-    "16",
-    "--stride",
-    "8",
-    "8",
-    "8",
-    "--labelled",
-    "2",
-    "--no-progress",
-    "--accelerator",
-    "cpu",
-    "--log-every",
-    "1",
-]
+from tests.medical.conftest import OBLIQUE, TINY, ball, dataset, refused, run, save, series
 
 
-def save(path, array, affine=AFFINE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, affine), path)
-    return path
-
-
-def ball(seed, shape=(18, 14, 16)):
-    """A bright ball with a dark core in a two-tone background."""
-    rng = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"))
-    distance = np.linalg.norm(grid - (np.array(shape) / 2 + rng.uniform(-1.5, 1.5, 3))[:, None, None, None], axis=0)
-    label = (distance < 5).astype(np.uint8)
-    image = np.where(distance < 2, 0.3, np.where(distance < 5, 1.0, np.where(grid[0] < 8, 0.1, 0.5)))
-    return (image + rng.normal(0, 0.05, shape)).astype(np.float32), label
-
-
-def dataset(folder, count=9, unlabelled=3):
-    for index in range(count):
-        image, label = ball(index)
-        save(folder / "images" / f"case{index}.nii.gz", image)
-        if index < count - unlabelled:
-            save(folder / "labels" / f"case{index}.nii.gz", label)
-    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "ball"}}))
-    return folder
-
-
-def run(*words):
-    return app.run(["mpcl", *map(str, words)])
-
-
-def refused(capsys, *words):
-    capsys.readouterr()
-    assert run(*words) == 2
-    text = capsys.readouterr().err
-    assert text.startswith("error: ")
-    return text
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("mpcl")
-    data = dataset(folder / "data")
-    words = ["train", data, folder / "run", *TINY, "--steps", 60, "--test", 2, "--validation", 1]
-    assert run(*words, "--validate-every", 20, "--augment", "flip", "--optim.lr", 0.005) == 0
-    return folder
-
-
-def test_training_learns_and_leaves_a_whole_run_folder(place):
-    names = {entry.name for entry in (place / "run").iterdir()}
+def test_training_learns_and_leaves_a_whole_run_folder(trained):
+    names = {entry.name for entry in (trained / "run").iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints", "model.safetensors", "results.json", "report.html"} <= names
-    results = json.loads((place / "run" / "results.json").read_text())
+    results = json.loads((trained / "run" / "results.json").read_text())
     assert results["evaluation"]["validation"]["summary"]["dice"]["mean"] > 0.8
     assert results["prototype_spread"]["background"] > 0.1
-    page = (place / "run" / "report.html").read_text()
-    assert page.count("data:image/png") == 5  # losses, spread, Dice, one case, its histogram
-    config = yaml.safe_load((place / "run" / "config.yaml").read_text())
-    split = config["split"]
+    page = (trained / "run" / "report.html").read_text()
+    assert page.count("data:image/png") == 6  # losses, their weight, spread, Dice, one case, its histogram
+    split = json.loads((trained / "run" / "split.json").read_text())
     assert [len(split[part]) for part in ("labelled", "unlabelled", "validation", "test")] == [2, 4, 1, 2]
-    checkpoint = torch.load(place / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    checkpoint = torch.load(trained / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert checkpoint["running_centers"].shape == (2, 3, 8)
     assert any(name.startswith("teacher.") for name in checkpoint)
-    model = load_file(place / "run" / "model.safetensors")
+    model = load_file(trained / "run" / "model.safetensors")
     assert model["prototypes.centers"].shape == (2, 3, 8)
 
 
-def test_evaluate_judges_the_runs_test_cases(place, tmp_path, capsys):
+def test_evaluate_judges_the_runs_test_cases(trained, tmp_path, capsys):
     capsys.readouterr()
-    words = ["evaluate", place / "run", place / "data", "--json", "--out", tmp_path / "e.csv", "--device", "cpu"]
+    words = ["evaluate", trained / "run", trained / "data", "--json", "--out", tmp_path / "e.csv", "--device", "cpu"]
     assert run(*words) == 0
     result = json.loads(capsys.readouterr().out)
     assert len(result["cases"]) == 2
+    counted = sum(sum(row.values()) for row in result["confusion"].values())
+    assert counted == 2 * 18 * 14 * 16
+    assert result["classes"]["ball"]["dice"] == result["summary"]["dice"]
     assert result["summary"]["dice"]["mean"] > 0.8
     row = result["cases"][0]
     assert {"jaccard", "asd_directed_mm", "assd_vox", "prototype_dice", "prototype_ce", "empty"} <= set(row)
     assert len((tmp_path / "e.csv").read_text().splitlines()) == 3
     assert "exists" in refused(capsys, *words)
-    assert run("evaluate", place / "run", place / "data", "--part", "all") == 0
-    assert "ball" in capsys.readouterr().out
+    assert run("evaluate", trained / "run", trained / "data", "--split", "all") == 0
+    text = capsys.readouterr().out
+    assert "HD95 (mm)" in text
+    assert "as background (%)" in text
 
 
-def test_evaluate_measures_distances_in_voxels_and_in_millimetres(place, tmp_path, capsys):
+def test_evaluate_measures_distances_in_voxels_and_in_millimetres(trained, tmp_path, capsys):
     """References four voxels off along the axis whose voxels measure 2.53 mm: Hausdorff distances in that ratio."""
-    shutil.copytree(place / "data", tmp_path / "data")
+    shutil.copytree(trained / "data", tmp_path / "data")
     for path in (tmp_path / "data" / "labels").iterdir():
         label = np.asarray(nib.load(path).dataobj)
-        save(path, np.roll(label, 4, axis=2))
+        save(path, np.roll(label, 4, axis=2), OBLIQUE)
     capsys.readouterr()
-    assert run("evaluate", place / "run", tmp_path / "data", "--json", "--device", "cpu") == 0
+    assert run("evaluate", trained / "run", tmp_path / "data", "--json", "--device", "cpu") == 0
     for row in json.loads(capsys.readouterr().out)["cases"]:
         assert row["dice"] < 0.7
         assert 2.5 <= row["hd95_vox"] <= 5
-        assert row["hd95_mm"] == pytest.approx(np.linalg.norm(AFFINE[:3, 2]) * row["hd95_vox"], rel=0.15)
+        assert row["hd95_mm"] == pytest.approx(np.linalg.norm(OBLIQUE[:3, 2]) * row["hd95_vox"], rel=0.15)
 
 
-def test_predict_writes_in_the_space_of_the_input_and_survives_a_bad_volume(place, tmp_path, capsys):
+def test_predict_writes_in_the_space_of_the_input_and_survives_a_bad_volume(trained, tmp_path, capsys):
     inputs = tmp_path / "in"
     image, label = ball(50, (20, 13, 15))
-    save(inputs / "good.nii.gz", image)
+    save(inputs / "good.nii.gz", image, OBLIQUE)
     flipped = nib.as_closest_canonical(nib.load(inputs / "good.nii.gz"))
     nib.save(flipped, inputs / "turned.nii.gz")
     save(inputs / "zero.nii.gz", np.zeros((16, 16, 16), np.float32))
     options = ["--probabilities", "--winners", "--prototype-map", "--device", "cpu"]
     capsys.readouterr()
-    assert run("predict", place / "run", inputs, tmp_path / "out", *options) == 1
+    assert run("predict", trained / "run", inputs, tmp_path / "out", *options) == 1
     text = capsys.readouterr()
     assert "2 of 3" in text.out
     assert "zero.nii.gz: an image is constant" in text.err
     found = nib.load(tmp_path / "out" / "good.nii.gz")
-    np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
+    np.testing.assert_allclose(found.affine, OBLIQUE, atol=1e-5)
     values = np.asarray(found.dataobj)
     assert values.dtype == np.uint8
     assert 2 * (values & label).sum() / (values.sum() + label.sum()) > 0.75
@@ -165,13 +98,13 @@ def test_predict_writes_in_the_space_of_the_input_and_survives_a_bad_volume(plac
     assert winners.min() >= 1
     assert winners.max() <= 6
     np.testing.assert_array_equal((winners - 1) // 3, near)
-    assert "exists" in refused(capsys, "predict", place / "run", inputs, tmp_path / "out")
-    single = refused(capsys, "predict", place / "run", inputs / "zero.nii.gz", tmp_path / "one")
+    assert "exists" in refused(capsys, "predict", trained / "run", inputs, tmp_path / "out")
+    single = refused(capsys, "predict", trained / "run", inputs / "zero.nii.gz", tmp_path / "one")
     assert "constant" in single
     assert not (tmp_path / "one").exists()
 
 
-def test_predict_goes_on_after_any_failure_of_one_volume(place, tmp_path, capsys, monkeypatch):
+def test_predict_goes_on_after_any_failure_of_one_volume(trained, tmp_path, capsys, monkeypatch):
     inputs = tmp_path / "in"
     for index in range(3):
         save(inputs / f"v{index}.nii.gz", ball(index)[0])
@@ -185,66 +118,66 @@ def test_predict_goes_on_after_any_failure_of_one_volume(place, tmp_path, capsys
 
     monkeypatch.setattr(Segmenter, "segment", segment)
     capsys.readouterr()
-    assert run("predict", place / "run", inputs, tmp_path / "out") == 1
+    assert run("predict", trained / "run", inputs, tmp_path / "out") == 1
     text = capsys.readouterr()
     assert "2 of 3" in text.out
     assert text.err.splitlines()[-1] == f"failed: {inputs / 'v1.nii.gz'}: CUDA out of memory"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"v0.nii.gz", "v2.nii.gz"}
 
 
-def test_predict_never_overwrites_what_it_was_not_told_to(place, tmp_path, capsys):
+def test_predict_never_overwrites_what_it_was_not_told_to(trained, tmp_path, capsys):
     inputs = tmp_path / "in"
     for name in ("a", "a_winners"):
         save(inputs / f"{name}.nii.gz", ball(0)[0])
-    assert "one name" in refused(capsys, "predict", place / "run", inputs, tmp_path / "out", "--winners")
+    assert "one name" in refused(capsys, "predict", trained / "run", inputs, tmp_path / "out", "--winners")
     (inputs / "a_winners.nii.gz").unlink()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_winners.nii.gz").write_text("mine")
-    assert "exists" in refused(capsys, "predict", place / "run", inputs, tmp_path / "out", "--winners")
+    assert "exists" in refused(capsys, "predict", trained / "run", inputs, tmp_path / "out", "--winners")
     assert (tmp_path / "out" / "a_winners.nii.gz").read_text() == "mine"
-    assert "replace an input" in refused(capsys, "predict", place / "run", inputs, inputs, "--overwrite")
+    assert "replace an input" in refused(capsys, "predict", trained / "run", inputs, inputs, "--overwrite")
 
 
-def test_resampled_prediction_comes_back_to_the_inputs_grid(place, tmp_path):
-    words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 2, "--spacing", 1.5, 1.5, 1.5]
+def test_resampled_prediction_comes_back_to_the_inputs_grid(trained, tmp_path):
+    words = ["train", trained / "data", tmp_path / "r", *TINY, "--steps", 2, "--spacing", 1.5, 1.5, 1.5]
     assert run(*words, "--method", "sup") == 0
-    assert run("predict", tmp_path / "r", place / "data" / "images" / "case0.nii.gz", tmp_path / "o") == 0
+    assert run("predict", tmp_path / "r", trained / "data" / "images" / "case0.nii.gz", tmp_path / "o") == 0
     found = nib.load(tmp_path / "o" / "case0.nii.gz")
     assert found.shape == (18, 14, 16)
-    np.testing.assert_allclose(found.affine, AFFINE, atol=1e-5)
-    case = place / "data" / "images" / "case0.nii.gz"
+    np.testing.assert_allclose(found.affine, OBLIQUE, atol=1e-5)
+    case = trained / "data" / "images" / "case0.nii.gz"
     assert run("predict", tmp_path / "r", case, tmp_path / "b", "--batch-size", 4) == 0
     np.testing.assert_array_equal(nib.load(tmp_path / "b" / "case0.nii.gz").dataobj, found.dataobj)
     assert run("predict", tmp_path / "r", case, tmp_path / "c", "--batch-size", 0) == 2
     assert not (tmp_path / "c").exists()
 
 
-def test_prototypes_and_compare(place, tmp_path, capsys):
-    volume = place / "data" / "images" / "case0.nii.gz"
+def test_prototypes_and_compare(trained, tmp_path, capsys):
+    volume = trained / "data" / "images" / "case0.nii.gz"
     capsys.readouterr()
-    assert run("prototypes", place / "run", volume, "--out", tmp_path / "w.nii.gz", "--json") == 0
+    assert run("prototypes", trained / "run", volume, "--out", tmp_path / "w.nii.gz", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["map value"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert sum(row["share here"] for row in rows) == pytest.approx(1)
     assert rows[0]["intensity"] <= rows[1]["intensity"] <= rows[2]["intensity"]
     assert nib.load(tmp_path / "w.nii.gz").shape == (18, 14, 16)
-    words = ["train", place / "data", tmp_path / "sup", *TINY, "--steps", 2, "--method", "sup", "--test", 2]
+    words = ["train", trained / "data", tmp_path / "sup", *TINY, "--steps", 2, "--method", "sup", "--test", 2]
     assert run(*words, "--validation", 1) == 0
-    for folder in (place / "run", tmp_path / "sup"):
-        assert run("evaluate", folder, place / "data") == 0
+    for folder in (trained / "run", tmp_path / "sup"):
+        assert run("evaluate", folder, trained / "data") == 0
     capsys.readouterr()
-    assert run("compare", place / "run", tmp_path / "sup", "--json") == 0
+    assert run("compare", trained / "run", tmp_path / "sup", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["cases"] == 2
     assert row["a - b"] == pytest.approx(row["mean a"] - row["mean b"])
     assert 0 <= row["p"] <= 1
-    assert "unknown metric" in refused(capsys, "compare", place / "run", tmp_path / "sup", "--metric", "beauty")
-    assert "needs two" in refused(capsys, "compare", place / "run")
+    assert "unknown metric" in refused(capsys, "compare", trained / "run", tmp_path / "sup", "--metric", "beauty")
+    assert "needs two" in refused(capsys, "compare", trained / "run")
 
 
 @pytest.mark.parametrize("method", ["upcol", "mean-teacher", "ua-mt", "sup"])
-def test_baselines_share_everything_but_the_method(place, tmp_path, method):
-    words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 3, "--method", method, "--validate-every", 3]
+def test_baselines_share_everything_but_the_method(trained, tmp_path, method):
+    words = ["train", trained / "data", tmp_path / "r", *TINY, "--steps", 3, "--method", method]
     assert run(*words) == 0
     header = (tmp_path / "r" / "metrics.csv").read_text().splitlines()[0]
     assert ("loss_consistency" in header) == (method in ("mean-teacher", "ua-mt"))
@@ -252,15 +185,15 @@ def test_baselines_share_everything_but_the_method(place, tmp_path, method):
     assert "loss_contrast" not in header
 
 
-def test_half_precision_trains(place, tmp_path):
-    words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 3, "--precision", "bf16-mixed"]
+def test_half_precision_trains(trained, tmp_path):
+    words = ["train", trained / "data", tmp_path / "r", *TINY, "--steps", 3, "--precision", "bf16-mixed"]
     assert run(*words) == 0
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     assert results["prototype_spread"]["ball"] > 0.01
 
 
-def test_published_preset_trains(place, tmp_path, capsys):
-    words = ["train", place / "data", tmp_path / "r", *TINY, "--steps", 3, "--preset", "paper-code"]
+def test_published_preset_trains(trained, tmp_path, capsys):
+    words = ["train", trained / "data", tmp_path / "r", *TINY, "--steps", 3, "--preset", "paper-code"]
     assert run(*words, "--select", "test", "--test", 2) == 0
     assert "K > 1 has no effect, as published" in capsys.readouterr().err
     assert "BEST ON TEST CASES" in (tmp_path / "r" / "report.html").read_text()
@@ -268,40 +201,9 @@ def test_published_preset_trains(place, tmp_path, capsys):
     assert max(results["prototype_spread"].values()) < 0.01
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(place, tmp_path, capsys, monkeypatch):
-    from cl_medical.mpcl.system import SegmentationSystem
-
-    words = ["train", place / "data", tmp_path / "whole", *TINY, "--steps", 9, "--checkpoint-every", 4]
-    assert run(*words) == 0
-    real = SegmentationSystem.training_step
-
-    def broken(self, batch, index):
-        if self.global_step == 6:
-            raise MemoryError("killed")
-        return real(self, batch, index)
-
-    words[2] = tmp_path / "broken"
-    monkeypatch.setattr(SegmentationSystem, "training_step", broken)
-    with pytest.raises(MemoryError):
-        run(*words)
-    assert not (tmp_path / "broken" / "model.json").exists()
-    monkeypatch.setattr(SegmentationSystem, "training_step", real)
-    assert "method.prototypes.k was 3, is 4" in refused(capsys, *words, "--resume", "--k", 4)
-    assert run(*words, "--resume") == 0
-    for name in ("whole", "broken"):
-        assert (tmp_path / name / "checkpoints" / "last.ckpt").exists()
-    states = [
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("whole", "broken")
-    ]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    models = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken")]
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-
-
-def test_prepare_crops_resamples_and_splits(place, tmp_path, capsys):
+def test_prepare_crops_resamples_and_splits(trained, tmp_path, capsys):
     raw = tmp_path / "raw"
-    shutil.copytree(place / "data", raw)
+    shutil.copytree(trained / "data", raw)
     (raw / "dataset.json").unlink()
     words = ["prepare", raw, tmp_path / "la", "--task", "la", "--labelled", 2, "--test", 2, "--validation", 1]
     assert run(*words) == 0
@@ -321,17 +223,17 @@ def test_prepare_crops_resamples_and_splits(place, tmp_path, capsys):
     value = np.asarray(original.dataobj)[9, 7, 8]
     where = np.argwhere(np.asarray(moved.dataobj) == value)[0]
     np.testing.assert_allclose(moved.affine @ [*where, 1], original.affine @ [9, 7, 8, 1], atol=1e-3)
-    assert "not empty" in refused(capsys, *words)
+    assert "holds files" in refused(capsys, *words)
     assert "fewer labelled" in refused(capsys, *words[:2], tmp_path / "x", "--labelled", 20)
     assert not (tmp_path / "x").exists()
     assert run("train", tmp_path / "la", tmp_path / "r", *TINY, "--steps", 1) == 0
 
 
-def test_prepare_merges_structures_where_told(place, tmp_path, capsys):
-    shutil.copytree(place / "data", tmp_path / "raw")
+def test_prepare_merges_structures_where_told(trained, tmp_path, capsys):
+    shutil.copytree(trained / "data", tmp_path / "raw")
     (tmp_path / "raw" / "dataset.json").unlink()
     for path in (tmp_path / "raw" / "labels").iterdir():
-        save(path, np.asarray(nib.load(path).dataobj) * 255)
+        save(path, np.asarray(nib.load(path).dataobj) * 255, OBLIQUE)
     words = ["prepare", tmp_path / "raw", tmp_path / "out", "--labelled", 2]
     assert "numbered without gaps" in refused(capsys, *words)
     assert not (tmp_path / "out").exists()
@@ -359,16 +261,16 @@ def test_sample_data_are_simulated_volumes_with_labels(tmp_path, capsys):
     assert torch.equal(read_image(data.cases["simulated_000"].image).as_tensor(), first.as_tensor())
 
 
-def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
+def test_bad_input_is_refused_and_leaves_nothing(trained, tmp_path, capsys):
     out = tmp_path / "out"
 
     def changed(change):
         folder = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(place / "data", folder)
+        shutil.copytree(trained / "data", folder)
         change(folder)
         return refused(capsys, "train", folder, out, *TINY, "--steps", 1, "--test", 0, "--validation", 0)
 
-    def relabel(array, affine=AFFINE):
+    def relabel(array, affine=OBLIQUE):
         return lambda folder: [save(folder / "labels" / f"case{i}.nii.gz", array, affine) for i in range(6)]
 
     def recommend(**settings):
@@ -383,20 +285,20 @@ def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
     assert "differ in spacing" in changed(relabel(label, np.eye(4)))
     nan = ball(0)[0]
     nan[0, 0, 0] = np.nan
-    assert "NaN" in changed(lambda f: [save(f / "images" / f"case{i}.nii.gz", nan) for i in range(9)])
+    assert "NaN" in changed(lambda f: [save(f / "images" / f"case{i}.nii.gz", nan, OBLIQUE) for i in range(9)])
     zero = np.zeros_like(nan)
-    assert "constant" in changed(lambda f: [save(f / "images" / f"case{i}.nii.gz", zero) for i in range(9)])
+    assert "constant" in changed(lambda f: [save(f / "images" / f"case{i}.nii.gz", zero, OBLIQUE) for i in range(9)])
     assert "no labelled case" in changed(lambda f: shutil.rmtree(f / "labels"))
     assert "no image" in changed(lambda f: (f / "images" / "case1.nii.gz").unlink())
     four = np.stack([ball(0)[0]] * 2, -1)
     assert "not three-dimensional" in changed(
-        lambda f: [save(f / "images" / f"case{i}.nii.gz", four) for i in range(9)]
+        lambda f: [save(f / "images" / f"case{i}.nii.gz", four, OBLIQUE) for i in range(9)]
     )
-    data = place / "data"
+    data = trained / "data"
     net = ["--network.width", 4, "--network.downsamplings", 2, "--labelled", 2]
     assert "does not fit the network" in refused(capsys, "train", data, out, *net, "--patch", 16, 16, 6)
     assert "does not fit the network" in refused(capsys, "train", data, out, *net, "--patch", 4, 4, 4)
-    assert "multiples of 16" in refused(capsys, "train", data, out, "--patch", 8, 16, 16)
+    assert "multiples of 16" in refused(capsys, "train", data, out, "--network.downsamplings", 4, "--patch", 8, 16, 16)
     assert "at least one prototype" in refused(capsys, "train", data, out, *TINY, "--k", 0)
     assert "one prototype a class" in refused(capsys, "train", data, out, *TINY, "--k", 3, "--method", "upcol")
     far = ["--patch", 16, 12, 16, "--stride", 99, 1, 1]
@@ -408,8 +310,8 @@ def test_bad_input_is_refused_and_leaves_nothing(place, tmp_path, capsys):
     assert "--ratio" in refused(capsys, "train", data, out, *TINY, "--ratio", 0)
     assert "spacing" in refused(capsys, "train", data, out, *TINY, "--spacing", 1, 1, 0)
     assert "missing" in refused(capsys, "train", tmp_path / "nothing", out, *TINY)
-    assert "already holds a run" in refused(capsys, "train", data, place / "run", *TINY)
-    assert "--device" in refused(capsys, "evaluate", place / "run", data, "--device", "warp")
+    assert "already holds a run" in refused(capsys, "train", data, trained / "run", *TINY)
+    assert "--device" in refused(capsys, "evaluate", trained / "run", data, "--device", "warp")
     assert "no finished run" in refused(capsys, "evaluate", tmp_path, data)
     assert not out.exists()
 
@@ -421,41 +323,15 @@ def test_a_method_that_needs_unlabelled_cases_says_so(tmp_path, capsys):
     assert run(*words, "--method", "sup", "--overwrite") == 0
 
 
-def test_truncated_volumes_are_named(place, tmp_path, capsys):
+def test_truncated_volumes_are_named(trained, tmp_path, capsys):
     path = tmp_path / "cut.nii.gz"
-    whole = (place / "data" / "images" / "case0.nii.gz").read_bytes()
+    whole = (trained / "data" / "images" / "case0.nii.gz").read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "cut.nii.gz" in refused(capsys, "predict", place / "run", path, tmp_path / "o")
+    assert "cut.nii.gz" in refused(capsys, "predict", trained / "run", path, tmp_path / "o")
 
 
-def test_patches_depend_on_seed_and_item_alone_and_visit_all_cases():
-    volumes = [(torch.full((1, 20, 20, 20), float(i)), torch.full((20, 20, 20), i)) for i in range(4)]
-    plan = DataPlan.from_dict(
-        {
-            "patch": [8, 8, 8],
-            "stride": [4, 4, 4],
-            "augment": "flip-rotate",
-            "classes": ["a", "b"],
-            "preprocessing": {"scaling": "none", "window": [0, 1], "spacing": None},
-            "merge_labels": False,
-            "largest_component": True,
-        }
-    )
-    pairs = PatchPairs(volumes, volumes, 8, plan, seed=1, ratio=2)
-    again = PatchPairs(volumes, volumes, 8, plan, seed=1, ratio=2)
-    for item in range(8):
-        assert all(torch.equal(a, b) for a, b in zip(pairs[item], again[item], strict=True))
-        image, label, other = pairs[item]
-        assert image.shape == (1, 8, 8, 8)
-        assert other.shape == (2, 1, 8, 8, 8)
-        assert (image[0] == label).all()
-    assert sorted(int(pairs[item][1][0, 0, 0]) for item in range(4)) == [0, 1, 2, 3]
-    seen = [int(patch.flatten()[0]) for item in range(2) for patch in pairs[item][2]]
-    assert sorted(seen) == [0, 1, 2, 3]
-
-
-def test_corrupt_weights_are_refused(place, tmp_path):
-    shutil.copytree(place / "run", tmp_path / "r")
+def test_corrupt_weights_are_refused(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "r")
     path = tmp_path / "r" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
     with pytest.raises(InputError, match="corrupt"):
@@ -470,3 +346,96 @@ def test_help_needs_neither_torch_nor_monai():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "sample-data" in done.stdout
+
+
+def test_the_plan_is_printed_recorded_and_every_item_can_be_given(trained, tmp_path, capsys):
+    capsys.readouterr()
+    data = trained / "data"
+    assert run("train", data, tmp_path / "out", "--labelled", 2, "--test", 2, "--validation", 1, "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^patch +18 x 14 x 16 +the volumes$", text, re.MULTILINE)
+    assert re.search(r"^network.downsamplings +1 +the patch$", text, re.MULTILINE)
+    assert re.search(r"^batch_size +2 +the patch$", text, re.MULTILINE)
+    assert re.search(r"^classes +background, ball +dataset.json$", text, re.MULTILINE)
+    assert not (tmp_path / "out").exists()
+    recorded = json.loads((trained / "run" / "plan.json").read_text())
+    assert recorded["patch"] == [16, 12, 16]
+    assert (recorded["network.downsamplings"], recorded["batch_size"], recorded["steps"]) == (2, 1, 60)
+    given = ["--patch", 8, 8, 16, "--batch-size", 3, "--network.downsamplings", 1, "--stride", 1, 2, 3, "--steps", 7]
+    assert run("train", data, tmp_path / "out", "--labelled", 2, *given, "--dry-run") == 0
+    text = capsys.readouterr().out
+    for name, value in (("patch", "8 x 8 x 16"), ("batch_size", 3), ("network.downsamplings", 1), ("steps", 7)):
+        assert re.search(rf"^{name} +{value} +option$", text, re.MULTILINE)
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path, capsys):
+    data = dataset(tmp_path / "data", count=4, unlabelled=1)
+    words = ["train", data, tmp_path / "run", *TINY, "--method", "sup", "--steps", 2, "--test", 0, "--validation", 0]
+    assert run(*words) == 0
+    save(data / "images" / "more.nii.gz", ball(20)[0], OBLIQUE)
+    assert "data are not those the run was started with" in refused(capsys, *words, "--resume")
+
+
+def test_inspect_counts_and_names_what_would_be_refused(trained, tmp_path, capsys):
+    shutil.copytree(trained / "data", tmp_path / "data")
+    save(tmp_path / "data" / "labels" / "case1.nii.gz", ball(1, (18, 14, 15))[1], OBLIQUE)
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "data", "--json") == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["summary"]["cases"] == 9
+    assert findings["summary"]["with label map"] == 6
+    assert findings["summary"]["voxels, median"] == "18 x 14 x 16"
+    (row,) = findings["refused"]
+    assert row["case"] == "case1"
+    assert "differ in shape" in row["why"]
+    assert [(row["name"], row["cases"]) for row in findings["classes"]] == [("background", 5), ("ball", 5)]
+    assert sum(row["share (%)"] for row in findings["classes"]) == pytest.approx(100)
+    assert run("inspect", tmp_path / "data") == 0
+    assert "differ in shape" in capsys.readouterr().out
+
+
+def test_voxels_that_do_not_count_go_through_every_verb(trained, tmp_path, capsys):
+    """nnU-Net's ignore: it is no class of the segmenter, and what is predicted there changes no score."""
+    shutil.copytree(trained / "data", tmp_path / "raw")
+    for path in (tmp_path / "raw" / "labels").iterdir():
+        values = np.asarray(nib.load(path).dataobj).copy()
+        values[:, :, :6] = 2
+        save(path, values, OBLIQUE)
+    about = {"labels": {"background": 0, "ball": 1, "ignore": 2}}
+    (tmp_path / "raw" / "dataset.json").write_text(json.dumps(about))
+    assert run("prepare", tmp_path / "raw", tmp_path / "data", "--labelled", 2, "--test", 2) == 0
+    assert read_cases(tmp_path / "data").ignore == 2
+    words = ["train", tmp_path / "data", tmp_path / "run", *TINY, "--steps", 2, "--spacing", 1.5, 1.5, 1.5]
+    assert run(*words) == 0
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["data"]["classes"] == ["background", "ball"]
+    capsys.readouterr()
+    assert run("evaluate", tmp_path / "run", tmp_path / "data", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    counted = sum(sum(row.values()) for row in result["confusion"].values())
+    assert counted == 2 * 18 * 14 * 10
+    assert all(np.isfinite(row["prototype_ce"]) for row in result["cases"])
+
+
+def test_predict_names_volumes_in_folders_of_their_own(trained, tmp_path, capsys):
+    save(tmp_path / "in" / "a.nii.gz", ball(0)[0])
+    save(tmp_path / "in" / "x.nii.gz", ball(1)[0]).rename(tmp_path / "in" / "UPPER.NII.GZ")
+    series(tmp_path / "in" / "patient 1" / "SE1")
+    capsys.readouterr()
+    assert run("predict", trained / "run", tmp_path / "in", tmp_path / "out", "--device", "cpu") == 0
+    assert "3 of 3 volumes segmented" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"a.nii.gz", "UPPER.nii.gz", "patient 1_SE1.nii.gz"}
+    scan = read_image(tmp_path / "in" / "patient 1" / "SE1")
+    other = SimpleITK.ReadImage(str(tmp_path / "out" / "patient 1_SE1.nii.gz"))
+    theirs = np.array(other.TransformIndexToPhysicalPoint((5, 3, 4))) * [-1, -1, 1]
+    np.testing.assert_allclose(theirs, (np.asarray(scan.affine) @ [5, 3, 4, 1])[:3], atol=1e-3)
+
+
+def test_anonymised_series_of_one_patient_id_can_be_prepared(tmp_path):
+    for index in range(4):
+        series(tmp_path / "raw" / "images" / f"s{index}")
+        scan = read_image(tmp_path / "raw" / "images" / f"s{index}")
+        write_nifti(tmp_path / "raw" / "labels" / f"s{index}.nii.gz", (scan.numpy()[0] > 0).astype(np.uint8), scan)
+    with pytest.warns(ContrastiveWarning, match="all 4 cases name the patient 'patient-7'"):
+        assert run("prepare", tmp_path / "raw", tmp_path / "out", "--labelled", 2, "--test", 1) == 0
+    assert len({case.patient for case in read_cases(tmp_path / "out").cases.values()}) == 4

@@ -30,17 +30,11 @@ from cl_medical.mpcl.objective import (
     soft_iou_loss,
     supervised_loss,
 )
-from cl_medical.mpcl.system import (
-    MethodOptions,
-    MethodSettings,
-    OptimSettings,
-    SegmentationSystem,
-    resolve_method,
-)
-from contrastive_core.errors import ContrastiveWarning, InputError
+from cl_medical.mpcl.presets import ObjectiveSettings
+from cl_medical.mpcl.system import OptimSettings
+from contrastive_core.errors import InputError
 
 TINY = NetworkConfig(width=4, downsamplings=2)
-RUN = {"total_steps": 10, "seed": 0}
 
 
 def draws(seed=0):
@@ -322,23 +316,6 @@ def test_alignment_reaches_the_student_through_the_labelled_prototypes_only():
         assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def test_teacher_copies_the_student_first_and_then_averages(tmp_path):
-    torch.manual_seed(0)
-    system = SegmentationSystem(VNet(TINY, 2), resolve_method("sup", "corrected"), optim=OptimSettings(), **RUN)
-    student, teacher = system.network, system.teacher
-    for parameter in student.parameters():
-        parameter.data.add_(1)
-    teacher.update(student)
-    pairs = list(zip(teacher.module.parameters(), student.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in pairs)
-    before = [a.clone() for a, _ in pairs]
-    for parameter in student.parameters():
-        parameter.data.add_(1)
-    teacher.update(student)
-    for (a, _), old in zip(pairs, before, strict=True):
-        torch.testing.assert_close(a.detach(), old + 0.5)
-
-
 def test_supervised_losses_are_the_textbook_ones():
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 4, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -362,6 +339,43 @@ def test_supervised_losses_are_the_textbook_ones():
         soft_iou_loss(logits, target),
     ]  # noqa: E501
     torch.testing.assert_close(supervised_loss(heads, target), torch.stack(each).mean())
+
+
+def test_voxels_that_do_not_count_change_no_loss_and_get_no_gradient():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(3, (2, 4, 4, 4))
+    target[:, 2:] = -1
+    losses = [dice_loss, focal_loss, soft_iou_loss, lambda x, y: supervised_loss(x[None], y)]
+    for loss in losses:
+        value = loss(logits, target)
+        torch.testing.assert_close(value, loss(logits[:, :, :2], target[:, :2]))
+        gradient = torch.autograd.grad(value, logits)[0]
+        assert gradient[:, :, 2:].abs().max() == 0
+        assert gradient[:, :, :2].abs().max() > 0
+        assert torch.isfinite(loss(logits, torch.full_like(target, -1)))
+    x6, p, present = torch.rand(2, 5, 2, 2, 2), torch.rand(3, 1, 5), torch.ones(3, dtype=torch.bool)
+    whole = prototype_cross_entropy(x6, p, present, target)
+    inside = target >= 0
+    maps, _ = prototype_maps(x6, p, (4, 4, 4))
+    expected = F.cross_entropy(maps.movedim(1, -1)[inside], target[inside])
+    torch.testing.assert_close(whole, expected)
+    image = torch.rand(2, 1, 4, 4, 4)
+    half = ihpg(x6, image, target, 3, PrototypeSettings(k=1), draws())
+    wanted = upsampled(x6, (4, 4, 4))
+    means = [torch.stack([wanted[i][:, target[i] == c].mean(1) for i in (0, 1)]).mean(0) for c in range(3)]
+    torch.testing.assert_close(half.centers[:, 0], torch.stack(means))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_class_in_one_of_two_images_is_averaged_over_one_or_as_published_over_both(masked):
+    torch.manual_seed(0)
+    x6, image = torch.rand(2, 5, 2, 2, 2), torch.rand(2, 1, 4, 4, 4)
+    target = torch.zeros(2, 4, 4, 4, dtype=torch.long)
+    target[1, :2] = 1
+    mean = upsampled(x6, (4, 4, 4))[1][:, target[1] == 1].mean(1)
+    both = ihpg(x6, image, target, 2, PrototypeSettings(k=1), draws(), masked=masked)
+    torch.testing.assert_close(both.centers[1, 0], mean if masked else mean / 2)
 
 
 def test_reliability():
@@ -388,88 +402,28 @@ def test_masked_mse():
     assert masked_mse(student, teacher, mask).item() == 0
 
 
-def step(system, image, label, unlabelled):
-    system._trainer = None
-    system.log = lambda *a, **k: None
-    system.log_dict = lambda *a, **k: None
-    return SegmentationSystem.training_step(system, [image, label, unlabelled[:, None]], 0)
+def test_intensities_are_scaled_from_their_own_lowest_to_their_highest():
+    levels = torch.tensor([-3.0, -1.0, 1.0, 5.0, 5.0, 1.0, -1.0, -3.0]).view(1, 1, 2, 2, 2)
+    expected = torch.tensor([0.0, 0.25, 0.5, 1.0, 1.0, 0.5, 0.25, 0.0]).view(1, 2, 2, 2)
+    torch.testing.assert_close(scale_intensity(levels), expected)
 
 
-def batch():
-    torch.manual_seed(0)
-    label = torch.zeros(1, 8, 8, 8, dtype=torch.long)
-    label[0, 2:5] = 1
-    return torch.rand(1, 1, 8, 8, 8), label, torch.rand(1, 1, 8, 8, 8)
+def test_levels_fall_into_the_bins_that_single_precision_gives():
+    """Levels k / 100 of an image of 101 of them: all but two bins hold the level of their number."""
+    levels = torch.arange(101) / 100
+    bins = [int(histogram_seeds(level.repeat(9), 1)) for level in levels]
+    assert sum(own != min(k, 99) for k, own in enumerate(bins)) == 2
+    assert int(histogram_seeds(torch.cat([levels, torch.full((9,), 0.29)]), 2)[0]) == 29
 
 
-@pytest.mark.parametrize(
-    ("options", "parts"),
-    [
-        ({"contrast": 0.0}, {"loss_sup", "loss_pc_labelled", "loss_pc_unlabelled"}),
-        ({"alignment": 0.0}, {"loss_sup", "loss_contrast"}),
-        ({"match": "hungarian"}, {"loss_sup", "loss_pc_labelled", "loss_pc_unlabelled", "loss_contrast"}),
-    ],
-)
-def test_parts_of_the_method_can_be_left_out(options, parts, monkeypatch):
-    monkeypatch.setattr(SegmentationSystem, "global_step", 5)
-    logged = {}
-    monkeypatch.setattr(SegmentationSystem, "log_dict", lambda self, values: logged.update(values), raising=False)
-    torch.manual_seed(0)
-    settings = resolve_method("mpcl", "corrected", MethodOptions(**options))
-    system = SegmentationSystem(VNet(TINY, 2), settings, optim=OptimSettings(), **RUN)
-    image, label, unlabelled = batch()
-    system.log = lambda *a, **k: None
-    loss = system.training_step([image, label, unlabelled[:, None]], 0)
-    assert {name for name, value in logged.items() if value > 0} == parts
-    torch.testing.assert_close(loss.detach(), sum(logged.values()))
-
-
-@pytest.mark.parametrize("assignment", ["official", "sharp"])
-def test_collapsed_prototypes_are_told_once(assignment, monkeypatch):
-    monkeypatch.setattr(SegmentationSystem, "global_step", 5)
-    torch.manual_seed(0)
-    settings = resolve_method("mpcl", "corrected", MethodOptions(assignment=assignment))
-    system = SegmentationSystem(VNet(TINY, 2), settings, optim=OptimSettings(), **RUN)
-    for parameter in system.network.parameters():
-        parameter.data.zero_()  # the same feature everywhere
-    with pytest.warns(ContrastiveWarning, match="K > 1 has no effect") as caught:
-        step(system, *batch())
-    assert ("--assignment sharp" in str(caught[0].message)) == (assignment == "official")
-    step(system, *batch())
-
-
-@pytest.mark.parametrize(
-    ("method", "preset"),
-    [
-        *[(method, preset) for method in ("mpcl", "upcol") for preset in ("corrected", "paper-code")],
-        *[(method, "corrected") for method in ("mean-teacher", "ua-mt", "sup")],  # presets do not concern them
-    ],
-)
-@pytest.mark.filterwarnings("ignore:all prototypes of every class are the same")
-@pytest.mark.parametrize("case", ["usual", "no foreground", "two voxels", "constant patch", "sure teacher"])
-def test_every_degenerate_batch_has_a_finite_loss_and_gradient(method, preset, case, monkeypatch):
-    torch.manual_seed(0)
-    monkeypatch.setattr(SegmentationSystem, "global_step", 5)
-    system = SegmentationSystem(
-        VNet(TINY, 2), resolve_method(method, preset), optim=OptimSettings(), total_steps=10, seed=0
-    )
-    image, unlabelled = torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8)
-    label = torch.zeros(1, 8, 8, 8, dtype=torch.long)
-    if case == "two voxels":
-        label[0, 0, 0, :2] = 1
-    elif case != "no foreground":
-        label[0, 2:5] = 1
-    if case == "constant patch":
-        image, unlabelled = torch.zeros_like(image), torch.full_like(unlabelled, 0.3)
-    if case == "sure teacher":
-        with torch.no_grad():
-            system.teacher.module.classifier.weight.zero_()
-            system.teacher.module.classifier.bias.copy_(torch.tensor([500.0, -500.0] * 4))
-    loss = step(system, image, label, unlabelled)
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in system.network.parameters())
-    assert all(p.grad is None for p in system.teacher.parameters())
+def test_a_seed_is_a_voxel_of_its_bin():
+    """Levels 0.29 and 0.71 in separate slabs: the seeds' features are those of the slabs, also where bins are edges."""
+    x6, image = modes()
+    image = torch.tensor([0.29, 0.57, 0.83])[x6.argmax(0)]
+    settings = PrototypeSettings(iterations=1, max_voxels=0)
+    for seed in range(6):
+        centers, *_ = class_prototypes(x6, image, torch.ones_like(image, dtype=torch.bool), settings, draws(seed))
+        assert sorted(centers.argmax(1).tolist()) == [0, 1, 2]
 
 
 def test_constant_images_are_scaled_without_division_by_zero():
@@ -479,24 +433,25 @@ def test_constant_images_are_scaled_without_division_by_zero():
 
 
 def test_presets_differ_where_the_published_code_does():
-    ours, published = resolve_method("mpcl", "corrected"), resolve_method("mpcl", "paper-code")
-    assert (ours.prototypes.assignment, published.prototypes.assignment) == ("sharp", "official")
-    assert (ours.prototypes.gradient, published.prototypes.gradient) == ("means", "iterations")
-    assert (published.prototypes.max_voxels, published.reliability, published.match) == (0, "sum", "index")
-    assert published.self_negative
-    assert not published.masked
-    assert resolve_method("upcol", "corrected").prototypes.k == 1
+    ours, published = ObjectiveSettings().choices, ObjectiveSettings(preset="paper-code").choices
+    assert ours == (3, "sharp", "means", 20_000, "intensity", "log-c", False, True, "random", 1.0)
+    assert published == (3, "official", "iterations", 0, "index", "sum", True, False, "centre", 1.0)
+    chosen = ObjectiveSettings(preset="paper-code", assignment="sharp", masked=True, max_voxels=7)
+    assert (chosen.choices.assignment, chosen.choices.masked, chosen.choices.match) == ("sharp", True, "index")
+    assert (chosen.prototypes.assignment, chosen.prototypes.max_voxels) == ("sharp", 7)
+    assert ObjectiveSettings("upcol").choices[::9] == (1, 0.0)
 
 
 @pytest.mark.parametrize(
     ("make", "option"),
     [
         (lambda: PrototypeSettings(k=0), "--k"),
+        (lambda: ObjectiveSettings(k=0), "--k"),
         (lambda: PrototypeSettings(spatial_weight=-1.0), "--spatial-weight"),
-        (lambda: MethodSettings(contrast=-1.0), "--contrast"),
-        (lambda: MethodSettings(alignment=float("nan")), "--alignment"),
-        (lambda: resolve_method("upcol", "corrected", MethodOptions(contrast=1.0)), "--contrast"),
-        (lambda: MethodSettings(temperature=0.0), "--temperature"),
+        (lambda: ObjectiveSettings(contrast=-1.0), "--contrast"),
+        (lambda: ObjectiveSettings(alignment=float("nan")), "--alignment"),
+        (lambda: ObjectiveSettings("upcol", contrast=1.0), "--contrast"),
+        (lambda: ObjectiveSettings(temperature=0.0), "--temperature"),
         (lambda: OptimSettings(lr=-1.0), "--optim.lr"),
         (lambda: NetworkConfig(width=0), "--network.width"),
     ],

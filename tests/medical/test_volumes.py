@@ -1,18 +1,19 @@
-"""Reading and writing volumes, finding and splitting cases, windows, metrics."""
+"""Cases and splits of a folder, windows, metrics."""
 
 import json
 import math
 
 import h5py
-import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 import torch
 from cl_medical.volumes import (
-    Preprocessing,
+    DataOptions,
+    DataPlan,
     Split,
+    SplitSettings,
     case_metrics,
+    confusion,
     dice,
     find_volumes,
     jaccard,
@@ -23,308 +24,50 @@ from cl_medical.volumes import (
     read_label,
     read_pair,
     slide,
-    spacing,
     surface_distances,
-    write_nifti,
 )
-from cl_medical.volumes.reading import case_name
-from contrastive_core.errors import InputError
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from cl_medical.volumes.plan import plan_depth, plan_patch
+from contrastive_core.errors import ContrastiveWarning, InputError
 
-OBLIQUE = np.array([[-0.9, 0.3, 0.1, 40], [0.2, 1.4, -0.4, -30], [0.1, 0.2, 2.5, 7], [0, 0, 0, 1.0]])
-
-
-def save(path, array, affine=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
-    return path
-
-
-def image(shape=(6, 5, 4), seed=0):
-    return np.random.default_rng(seed).random(shape, dtype=np.float32)
-
-
-def label(shape=(6, 5, 4)):
-    values = np.zeros(shape, np.uint8)
-    values[1:3, 1:3, 1:3] = 1
-    return values
-
-
-def series(folder, count=5, slope=2.0, order=1, skip=(), angle=0.2):
-    """A CT series, its slices written in a shuffled order of names."""
-    folder.mkdir(parents=True)
-    volume = np.random.default_rng(0).integers(0, 1000, (count, 4, 6)).astype(np.int16)
-    row = np.array([math.cos(angle), math.sin(angle), 0])
-    column = np.array([-math.sin(angle), math.cos(angle), 0])
-    uid = generate_uid()
-    for index in range(count):
-        if index in skip:
-            continue
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        path = folder / f"{(index * 3) % 7}.dcm"
-        data = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-        data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        data.SeriesInstanceUID, data.PatientID, data.Modality = uid, "patient-7", "CT"
-        data.Rows, data.Columns = 4, 6
-        data.PixelSpacing, data.SliceThickness = [0.7, 0.5], 3.0
-        data.ImageOrientationPatient = [*row, *column]
-        data.ImagePositionPatient = (np.array([10, -20, 30]) + index * 3.0 * order * np.cross(row, column)).tolist()
-        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
-        data.RescaleSlope, data.RescaleIntercept = slope, -1000
-        data.PixelData = volume[index].tobytes()
-        data.save_as(path)
-    return volume
-
-
-@pytest.mark.parametrize("affine", [OBLIQUE, OBLIQUE[:, [2, 0, 1, 3]], OBLIQUE @ np.diag([1, -1, -1, 1])])
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_nifti_keeps_its_place_through_the_networks_grid_and_back(tmp_path, ending, affine):
-    path = save(tmp_path / f"a{ending}", image(), affine)
-    volume = read_image(path)
-    assert volume.shape == (1, 6, 5, 4)
-    np.testing.assert_allclose(np.asarray(volume.affine), affine, atol=1e-5)
-    assert spacing(volume) == pytest.approx(np.linalg.norm(affine[:3, :3], axis=0), rel=1e-5)
-    plan = Preprocessing(scaling="none")
-    turned = plan.image(volume)
-    assert "".join(nib.aff2axcodes(np.asarray(turned.affine))) == "RAS"
-    # A voxel keeps its place in space: look one up by its value.
-    where = np.argwhere(turned.numpy()[0] == volume.numpy()[0, 4, 1, 2])[0]
-    here = np.asarray(turned.affine) @ [*where, 1]
-    np.testing.assert_allclose(here, affine @ [4, 1, 2, 1], atol=1e-4)
-    back = plan.restore(turned.as_tensor(), turned, volume)
-    assert torch.equal(back, volume.as_tensor())
-    out = tmp_path / f"b{ending}"
-    write_nifti(out, label(), volume)
-    again = nib.load(out)
-    np.testing.assert_array_equal(np.asarray(again.dataobj), label())
-    np.testing.assert_allclose(again.affine, nib.load(path).affine, atol=1e-5)
-    assert again.get_data_dtype() == np.uint8
-
-
-def test_scaled_integers_are_written_as_their_values(tmp_path):
-    volume = read_image(save(tmp_path / "a.nii.gz", image(), OBLIQUE))
-    values = np.rint(np.random.default_rng(1).random((6, 5, 4, 2)) * 65535).astype(np.uint16)
-    write_nifti(tmp_path / "p.nii.gz", values, volume, scale=1 / 65535)
-    read = nib.load(tmp_path / "p.nii.gz")
-    np.testing.assert_allclose(read.get_fdata(), values / 65535, atol=1e-7)
-    np.testing.assert_allclose(read.affine, OBLIQUE, atol=1e-5)
-
-
-@pytest.mark.parametrize(("sform", "qform"), [(1, 0), (0, 2), (2, 1)])
-def test_space_codes_of_the_input_are_kept(tmp_path, sform, qform):
-    """A sheared volume placed by its sform alone must not get a qform, which cannot hold the shear."""
-    source = nib.Nifti1Image(image(), np.eye(4))
-    source.set_qform(np.diag([2, 2, 3, 1.0]), qform)
-    source.set_sform(OBLIQUE, sform)
-    nib.save(source, tmp_path / "a.nii.gz")
-    write_nifti(tmp_path / "b.nii.gz", label(), read_image(tmp_path / "a.nii.gz"))
-    before, after = (nib.load(tmp_path / name) for name in ("a.nii.gz", "b.nii.gz"))
-    np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
-    assert int(after.header["qform_code"]) == qform
-    assert int(after.header["sform_code"]) == (sform or qform)
-
-
-def test_resampling_uses_the_spacing_of_each_axis_and_comes_back(tmp_path):
-    values = np.zeros((12, 12, 6), np.float32)
-    values[3:9, 3:9, 2:4] = 100
-    volume = read_image(save(tmp_path / "a.nii.gz", values, np.diag([1, 1, 3, 1.0])))
-    plan = Preprocessing(scaling="none", spacing=(1.0, 1.0, 1.0))
-    fine = plan.image(volume)
-    assert fine.shape[1:3] == (12, 12)
-    assert fine.shape[3] in (16, 17, 18)
-    truth = plan.label(volume.to(torch.int64))
-    back = plan.restore((truth.as_tensor() > 0).to(torch.uint8), fine, volume)
-    assert back.shape == (1, 12, 12, 6)
-    assert dice(back[0].numpy() > 0, values > 0) > 0.9
-
-
-def test_intensity_scales(tmp_path):
-    values = image((10, 10, 10))
-    values[0, 0, 0] = 1e6
-    volume = read_image(save(tmp_path / "a.nii.gz", values))
-    x = Preprocessing("percentile").image(volume)
-    assert (float(x.min()), float(x.max())) == (0.0, 1.0)
-    assert 0.4 < float(x.mean()) < 0.6
-    z = Preprocessing("z-score").image(volume).as_tensor()
-    assert abs(float(z.mean())) < 1e-3
-    lone = np.zeros((4, 4, 4), np.float32)
-    lone[1, 1, 1] = 3
-    assert torch.isfinite(
-        Preprocessing("z-score").image(read_image(save(tmp_path / "b.nii.gz", lone))).as_tensor()
-    ).all()
-    with pytest.raises(InputError, match="intensity scale"):
-        Preprocessing.from_dict({"scaling": "loud", "window": (0, 1)})
-    with pytest.raises(InputError, match="--window"):
-        Preprocessing.from_dict({"scaling": "ct", "window": [1]})
-    ct = Preprocessing("ct", (0.0, 0.5)).image(volume)
-    assert float((ct == 1).float().mean()) > 0.4
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_dicom_slices_are_sorted_by_their_place(tmp_path, order):
-    raw = series(tmp_path / "s", order=order)
-    volume = read_image(tmp_path / "s")
-    assert volume.shape == (1, 6, 4, 5)
-    assert spacing(volume) == pytest.approx((0.5, 0.7, 3.0))
-    expected = raw[::order].transpose(2, 1, 0) * 2.0 - 1000
-    np.testing.assert_allclose(volume.numpy()[0], expected)
-    # The first voxel of the first slice lies at its ImagePositionPatient, in RAS.
-    first = np.array([10, -20, 30]) + (0 if order == 1 else 4 * 3.0 * order) * np.array([0, 0, 1])
-    np.testing.assert_allclose(np.asarray(volume.affine)[:3, 3], first * [-1, -1, 1], atol=1e-6)
-    np.testing.assert_allclose(np.asarray(volume.affine)[:3, 0], [-0.5 * math.cos(0.2), -0.5 * math.sin(0.2), 0])
-    assert volume.meta["patient"] == "patient-7"
-
-
-def test_a_series_and_its_label_map_make_a_case(tmp_path):
-    series(tmp_path / "images" / "c0")
-    scan = read_image(tmp_path / "images" / "c0")
-    write_nifti(tmp_path / "labels" / "c0.nii.gz", (scan.numpy()[0] > 0).astype(np.uint8), scan)
-    (case,) = read_cases(tmp_path).cases.values()
-    x, y = read_pair(case.image, case.label, 2)
-    assert torch.equal(x.as_tensor() > 0, y.as_tensor() == 1)
-
-
-def test_broken_series_are_refused(tmp_path):
-    series(tmp_path / "gap", skip=(2,))
-    with pytest.raises(InputError, match="lacks slices"):
-        read_image(tmp_path / "gap")
-    series(tmp_path / "broken")
-    (tmp_path / "broken" / "3.dcm").write_bytes(b"no dicom")
-    with pytest.raises(InputError, match=r"(?s)cannot be read.*3\.dcm"):
-        read_image(tmp_path / "broken")
-    series(tmp_path / "short")
-    path = tmp_path / "short" / "0.dcm"
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="cannot be read"):
-        read_image(tmp_path / "short")
-    series(tmp_path / "two")
-    other = pydicom.dcmread(tmp_path / "two" / "0.dcm")
-    other.SeriesInstanceUID = generate_uid()
-    other.save_as(tmp_path / "two" / "x.dcm")
-    with pytest.raises(InputError, match="several DICOM series"):
-        read_image(tmp_path / "two")
-    series(tmp_path / "twice")
-    (tmp_path / "twice" / "x.dcm").write_bytes((tmp_path / "twice" / "0.dcm").read_bytes())
-    with pytest.raises(InputError, match="at one place"):
-        read_image(tmp_path / "twice")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no DICOM"):
-        read_image(tmp_path / "empty")
-
-
-def test_a_slice_cut_off_before_its_header_does_not_pass_for_a_note(tmp_path):
-    series(tmp_path / "s")
-    for index, path in enumerate(sorted((tmp_path / "s").iterdir())):
-        path.rename(path.with_name(f"IM{index:04d}"))
-    (tmp_path / "s" / "notes.txt").write_text("not a slice")
-    assert read_image(tmp_path / "s").shape == (1, 6, 4, 5)
-    (tmp_path / "s" / "IM0004").write_bytes(b"")
-    with pytest.raises(InputError, match=r"(?s)cannot be read.*IM0004"):
-        read_image(tmp_path / "s")
-
-
-def test_a_series_without_places_is_refused(tmp_path):
-    series(tmp_path / "s")
-    for path in (tmp_path / "s").iterdir():
-        data = pydicom.dcmread(path)
-        data.ImagePositionPatient = None
-        data.save_as(path)
-    with pytest.raises(InputError, match="where it lies"):
-        read_image(tmp_path / "s")
-
-
-@pytest.mark.parametrize(
-    ("array", "words"),
-    [
-        (np.full((4, 4, 4), np.nan, np.float32), "NaN"),
-        (np.where(image() > 0.9, np.inf, 0).astype(np.float32), "infinite"),
-        (np.zeros((4, 4, 4), np.float32), "zero everywhere"),
-        (np.zeros((4, 4, 4, 3), np.float32), "not three-dimensional"),
-    ],
-)
-def test_images_that_are_none_are_refused(tmp_path, array, words):
-    with pytest.raises(InputError, match=words):
-        read_image(save(tmp_path / "a.nii.gz", array))
-
-
-def test_files_that_cannot_be_read_are_refused(tmp_path):
-    path = save(tmp_path / "a.nii.gz", image((20, 20, 20)))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match="NIfTI file cannot be read"):
-        read_image(path)
-    (tmp_path / "a.h5").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="HDF5 file cannot be read"):
-        read_image(tmp_path / "a.h5")
-    (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(InputError, match="not a volume"):
-        read_image(tmp_path / "a.png")
-    with pytest.raises(InputError, match="missing"):
-        read_image(tmp_path / "b.nii")
-    with pytest.raises(InputError, match="whole numbers"):
-        read_label(save(tmp_path / "l.nii.gz", image()))
-
-
-def test_pairs_that_do_not_belong_together_are_refused(tmp_path):
-    x = save(tmp_path / "x.nii.gz", image(), np.diag([1, 1, 3, 1.0]))
-    shifted = np.diag([1, 1, 3, 1.0])
-    shifted[0, 3] = 5
-    for name, array, affine, words in (
-        ("shape", label((6, 5, 3)), np.diag([1, 1, 3, 1.0]), "differ in shape"),
-        ("spacing", label(), np.eye(4), "differ in spacing"),
-        ("affine", label(), shifted, "different affines"),
-        ("value", label() * 7, np.diag([1, 1, 3, 1.0]), "no class"),
-    ):
-        with pytest.raises(InputError, match=words):
-            read_pair(x, save(tmp_path / f"{name}.nii.gz", array, affine), 2)
-    read_pair(x, save(tmp_path / "good.nii.gz", label(), np.diag([1, 1, 3, 1.0])), 2)
-
-
-def pairs(folder, count=10, unlabelled=2):
-    for index in range(count):
-        save(folder / "images" / f"c{index}.nii.gz", image(seed=index))
-        if index < count - unlabelled:
-            save(folder / "labels" / f"c{index}.nii.gz", label())
-    return folder
+from tests.medical.conftest import image, label, pairs, save, series
 
 
 def test_cases_without_label_file_are_unlabelled(tmp_path):
     data = read_cases(pairs(tmp_path))
     assert len(data.cases) == 10
-    split = make_split(data, labelled=3, validation=1, test=2, seed=0)
+    split = make_split(data, SplitSettings(labelled=3, validation=1, test=2, split_seed=0))
     assert [len(part) for part in (split.labelled, split.unlabelled, split.validation, split.test)] == [3, 4, 1, 2]
     assert {"c8", "c9"} <= set(split.unlabelled)
-    assert make_split(data, labelled=3, validation=1, test=2, seed=0) == split
-    assert make_split(data, labelled=3, validation=1, test=2, seed=1) != split
+    assert make_split(data, SplitSettings(labelled=3, validation=1, test=2, split_seed=0)) == split
+    assert make_split(data, SplitSettings(labelled=3, validation=1, test=2, split_seed=1)) != split
     with pytest.raises(InputError, match="fewer labelled cases"):
-        make_split(data, labelled=8, seed=0)
+        make_split(data, SplitSettings(labelled=8, split_seed=0))
     with pytest.raises(InputError, match="needs a labelled case"):
-        make_split(data, labelled=0)
+        make_split(data, SplitSettings(labelled=0))
 
 
 def test_lists_fix_the_parts_they_name_and_no_others(tmp_path):
     pairs(tmp_path)
     (tmp_path / "train_unlab.txt").write_text("c0\nc1\n")
-    split = make_split(read_cases(tmp_path), labelled=2, validation=1, test=2)
+    split = make_split(read_cases(tmp_path), SplitSettings(labelled=2, validation=1, test=2))
     assert {"c0", "c1", "c8", "c9"} <= set(split.unlabelled)
     assert [len(part) for part in (split.labelled, split.validation, split.test)] == [2, 1, 2]
     (tmp_path / "train_lab.txt").write_text("c2\nc3\nc4\nc5\n")
     data = read_cases(tmp_path)
-    assert make_split(data, labelled=2) == Split(("c2", "c3"), ("c4", "c5", "c0", "c1"), (), ())
-    assert make_split(data, labelled=2, validation=1) == Split(("c2", "c3"), ("c4", "c0", "c1"), ("c5",), ())
+    assert make_split(data, SplitSettings(labelled=2)) == Split(("c2", "c3"), ("c4", "c5", "c0", "c1"), (), ())
+    assert make_split(data, SplitSettings(labelled=2, validation=1)) == Split(
+        ("c2", "c3"), ("c4", "c0", "c1"), ("c5",), ()
+    )
     with pytest.raises(InputError, match="fewer labelled"):
-        make_split(data, labelled=3, validation=2)
+        make_split(data, SplitSettings(labelled=3, validation=2))
     with pytest.raises(InputError, match=r"(?s)lists fix this part.*--test.*train_lab"):
-        make_split(data, labelled=2, test=1)
+        make_split(data, SplitSettings(labelled=2, test=1))
     (tmp_path / "val.txt").write_text("c6\n")
     with pytest.raises(InputError, match=r"(?s)lists fix this part.*--validation.*val\.txt"):
-        make_split(read_cases(tmp_path), labelled=2, validation=1)
+        make_split(read_cases(tmp_path), SplitSettings(labelled=2, validation=1))
     (tmp_path / "val.txt").write_text("c9\n")
-    with pytest.raises(InputError, match=r"(?s)has no label.*c9"):
-        make_split(read_cases(tmp_path), labelled=2)
+    with pytest.raises(InputError, match=r"(?s)validation case has no label.*c9"):
+        make_split(read_cases(tmp_path), SplitSettings(labelled=2))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +99,7 @@ def test_classes_may_be_numbered_by_value_or_by_name(tmp_path):
 def test_no_labelled_case_at_all(tmp_path):
     data = read_cases(pairs(tmp_path, unlabelled=10))
     with pytest.raises(InputError, match="no labelled case"):
-        make_split(data, labelled=1)
+        make_split(data, SplitSettings(labelled=1))
 
 
 def test_a_label_without_its_image_is_refused(tmp_path):
@@ -364,7 +107,7 @@ def test_a_label_without_its_image_is_refused(tmp_path):
     (tmp_path / "images" / "c3.nii.gz").unlink()
     with pytest.raises(InputError, match=r"(?s)no image.*c3"):
         read_cases(tmp_path)
-    with pytest.raises(InputError, match="no cases"):
+    with pytest.raises(InputError, match="no images/ beside labels/"):
         read_cases(tmp_path / "labels")
 
 
@@ -374,16 +117,16 @@ def test_patients_stay_in_one_part(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(about))
     data = read_cases(tmp_path)
     assert data.classes == ("background", "thing")
-    split = make_split(data, labelled=2, validation=2, test=2, seed=3)
+    split = make_split(data, SplitSettings(labelled=2, validation=2, test=2, split_seed=3))
     for part in (split.labelled, split.validation, split.test):
         assert len({data.cases[name].patient for name in part}) == 1
     (tmp_path / "train_lab.txt").write_text("c0\nc2\n")
     (tmp_path / "test.txt").write_text("c1\n")
     with pytest.raises(InputError, match="patient stands in two splits"):
-        make_split(read_cases(tmp_path), labelled=2)
+        make_split(read_cases(tmp_path), SplitSettings(labelled=2))
     (tmp_path / "test.txt").write_text("c2\n")
     with pytest.raises(InputError, match="two splits"):
-        make_split(read_cases(tmp_path), labelled=2)
+        make_split(read_cases(tmp_path), SplitSettings(labelled=2))
     (tmp_path / "test.txt").write_text("c99\n")
     with pytest.raises(InputError, match="not there"):
         read_cases(tmp_path)
@@ -402,18 +145,17 @@ def test_published_hdf5_layouts_with_their_lists(tmp_path, nested):
     for name, cases in lists.items():
         (tmp_path / f"{name}.txt").write_text("".join(f"P{i}{'' if nested else '.h5'}\n" for i in cases))
     data = read_cases(tmp_path)
-    split = make_split(data, labelled=1)
+    split = make_split(data, SplitSettings(labelled=1))
     assert split == Split(("P0",), ("P1", "P2", "P5"), (), ("P3", "P4"))
     assert data.settings == {"scaling": "none"}  # published scaled
-    volumes = {case_name(path): path for path in find_volumes([tmp_path])}
-    assert volumes == {name: case.image for name, case in data.cases.items()}
+    assert find_volumes(tmp_path) == {name: case.image for name, case in data.cases.items()}
     x, y = read_pair(data.cases["P0"].image, data.cases["P0"].label, 2)
     np.testing.assert_array_equal(x.numpy()[0], image(seed=0))
     assert y.dtype == torch.int64
     with pytest.raises(InputError, match="no dataset `label`"):
         read_label(data.cases["P5"].image)
     with pytest.raises(InputError, match="fewer labelled"):
-        make_split(data, labelled=3)
+        make_split(data, SplitSettings(labelled=3))
 
 
 def test_volumes_of_a_folder(tmp_path):
@@ -421,10 +163,14 @@ def test_volumes_of_a_folder(tmp_path):
     save(tmp_path / "a.nii.gz", image())
     series(tmp_path / "scan")
     (tmp_path / "notes.txt").write_text("x")
-    assert [path.name for path in find_volumes([tmp_path])] == ["a.nii.gz", "b.nii", "scan"]
+    assert {name: path.name for name, path in find_volumes(tmp_path).items()} == {
+        "a": "a.nii.gz",
+        "b": "b.nii",
+        "scan": "scan",
+    }
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="no volume"):
-        find_volumes([tmp_path / "none"])
+        find_volumes(tmp_path / "none")
 
 
 def test_one_window_is_one_forward_pass():
@@ -554,3 +300,172 @@ def test_largest_component_of_every_structure():
     corner[0, 0, 0] = corner[1, 1, 1] = corner[3, 3, 3] = 1
     assert largest_component(corner, 2).sum() == 2  # corners touch, as in the published code
     assert (largest_component(np.zeros_like(labels), 3) == 0).all()
+
+
+def test_voxels_that_do_not_count_are_left_out_of_every_metric():
+    prediction, reference = np.zeros((6, 6, 6), np.int16), np.zeros((6, 6, 6), np.int16)
+    prediction[1:5], reference[1:3] = 1, 1
+    reference[3:] = -1
+    (row,) = case_metrics(prediction, reference, ("background", "thing"), (1.0, 1.0, 1.0))
+    assert (row["dice"], row["hd95_vox"], row["empty"]) == (1.0, 0.0, False)
+    assert confusion(prediction, reference, 2).tolist() == [[36, 0], [0, 72]]
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["patient 1", "Zoë", "a\u200db", "007", "x.y", "1_1"])
+    def test_are_kept_as_written(self, tmp_path, name):
+        for index, each in enumerate((name, "other", "third")):
+            save(tmp_path / "images" / f"{each}.nii.gz", image(seed=index))
+            save(tmp_path / "labels" / f"{each}.NII.GZ", label())
+        (tmp_path / "train_lab.txt").write_bytes(("\ufeff" + name + "\r\nother\r\n").encode())
+        data = read_cases(tmp_path)
+        assert set(data.cases) == {name, "other", "third"}
+        assert make_split(data, SplitSettings(labelled=1)).labelled == (name,)
+
+    def test_composed_and_decomposed_are_one(self, tmp_path):
+        save(tmp_path / "images" / "Zoe\u0308.nii.gz", image())
+        save(tmp_path / "labels" / "Zo\u00eb.nii.gz", label())
+        (tmp_path / "train_lab.txt").write_text("Zoe\u0308\n", encoding="utf-8")
+        (case,) = read_cases(tmp_path).cases.values()
+        assert case.name == "Zo\u00eb"
+        assert case.label is not None
+
+    @pytest.mark.parametrize("name", [" a", "a\n b", "a\u2028b"])
+    def test_that_a_list_could_not_hold_are_refused(self, tmp_path, name):
+        save(tmp_path / "images" / f"{name}.nii.gz", image())
+        with pytest.raises(InputError, match="cannot have this name"):
+            read_cases(tmp_path)
+
+
+class TestEntries:
+    def test_of_every_depth_and_letter_case_are_found(self, tmp_path):
+        save(tmp_path / "low.nii.gz", image())
+        save(tmp_path / "x.nii.gz", image()).rename(tmp_path / "UPPER.NII.GZ")
+        series(tmp_path / "patient 1" / "SE1")
+        series(tmp_path / "patient 2" / "SE1")
+        (tmp_path / "link.nii").symlink_to(tmp_path / "low.nii.gz")
+        found = find_volumes(tmp_path)
+        assert set(found) == {"low", "UPPER", "patient 1_SE1", "patient 2_SE1", "link"}
+        assert all(read_image(path).ndim == 4 for name, path in found.items() if name != "link")
+
+    def test_that_are_no_volumes_are_named(self, tmp_path):
+        save(tmp_path / "images" / "a.nii.gz", image())
+        (tmp_path / "images" / "b.nrrd").write_bytes(b"")
+        (tmp_path / "images" / "README.md").write_text("")
+        with pytest.warns(ContrastiveWarning, match=r"passed over: b\.nrrd$"):
+            read_cases(tmp_path)
+
+    def test_that_are_one_case_twice_are_refused(self, tmp_path):
+        save(tmp_path / "images" / "a.nii.gz", image())
+        save(tmp_path / "images" / "a.nii", image())
+        with pytest.raises(InputError, match="two volumes have one name"):
+            read_cases(tmp_path)
+
+    def test_broken_and_circular_links_are_refused(self, tmp_path):
+        save(tmp_path / "images" / "a.nii.gz", image())
+        link = tmp_path / "images" / "b.nii.gz"
+        link.symlink_to(tmp_path / "gone.nii.gz")
+        with pytest.raises(InputError, match=r"(?s)leads nowhere.*b\.nii\.gz"):
+            read_cases(tmp_path)
+        link.unlink()
+        (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
+        with pytest.raises(InputError, match="leads back"):
+            read_cases(tmp_path)
+
+    def test_slices_beside_volumes_are_refused(self, tmp_path):
+        series(tmp_path / "in")
+        save(tmp_path / "in" / "a.nii.gz", image())
+        with pytest.raises(InputError, match="beside other volumes"):
+            find_volumes(tmp_path / "in")
+
+
+class TestLayouts:
+    def test_nnunets_channels_test_folders_and_ignore(self, tmp_path):
+        for part, names in {"Tr": ("a", "b", "c"), "Ts": ("d",)}.items():
+            for name in names:
+                values = label()
+                values[0] = 2
+                save(tmp_path / f"images{part}" / f"{name}_0000.nii.gz", image(seed=ord(name)))
+                save(tmp_path / f"labels{part}" / f"{name}.nii.gz", values)
+        about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1, "ignore": 2}}
+        (tmp_path / "dataset.json").write_text(json.dumps(about))
+        data = read_cases(tmp_path)
+        assert (data.classes, data.ignore) == (("background", "organ"), 2)
+        split = make_split(data, SplitSettings(labelled=3, validation=0))
+        assert sorted(split.labelled) == ["a", "b", "c"]
+        assert split.test == ("d",)
+        plan = DataPlan.resolve(DataOptions(patch=(4, 4, 4)), data)
+        _, target = plan.load(data.cases["a"], labelled=True)
+        assert target.unique().tolist() == [-1, 0, 1]
+        assert (target[0] == -1).all()
+        merged = DataPlan.resolve(DataOptions(patch=(4, 4, 4), merge_labels=True), data)
+        assert merged.load(data.cases["a"], labelled=True)[1].unique().tolist() == [-1, 0, 1]
+
+    @pytest.mark.parametrize(
+        ("file", "words"),
+        [("Train.txt", "unknown name"), ("folds.txt", "unknown name"), ("valid.txt", "two lists")],
+    )
+    def test_lists_of_unknown_names_are_refused(self, tmp_path, file, words):
+        pairs(tmp_path)
+        (tmp_path / "VAL.txt").write_text("c0\n")
+        assert read_cases(tmp_path).lists == {"validation": ["c0"]}
+        (tmp_path / file).write_text("c1\n")
+        with pytest.raises(InputError, match=words):
+            read_cases(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("about", "words"),
+        [
+            ({"patients": {"c99": "p"}}, "not there"),
+            ({"patients": {"c0": None}}, "patient's id"),
+            ({"patients": {"c0": ["p"]}}, "patient's id"),
+            ({"labels": ["a", "a"]}, "malformed"),
+            ({"labels": ["a", ""]}, "malformed"),
+            ({"labels": {"whole": [1, 2], "background": 0}}, "malformed"),
+            ({"labels": {"background": 0, "ignore": 1, "organ": 3}}, "not numbered"),
+            ({"settings": {"pach": [1, 2, 3]}}, "unknown setting"),
+            ({"channel_names": {"0": "T1", "1": "T2"}}, "several channels"),
+        ],
+    )
+    def test_descriptions_that_would_be_misread_are_refused(self, tmp_path, about, words):
+        pairs(tmp_path)
+        (tmp_path / "dataset.json").write_text(json.dumps(about))
+        with pytest.raises(InputError, match=words):
+            read_cases(tmp_path)
+
+    def test_a_patient_numbered_0_is_a_patient(self, tmp_path):
+        pairs(tmp_path)
+        (tmp_path / "dataset.json").write_text(json.dumps({"patients": {"c0": 0, "c1": "0", "c2": "007"}}))
+        cases = read_cases(tmp_path).cases
+        assert [cases[f"c{i}"].patient for i in range(4)] == ["0", "0", "007", "c3"]
+
+    @pytest.mark.parametrize("value", ["false", 0, [1]])
+    def test_recommended_settings_keep_their_type(self, tmp_path, value):
+        pairs(tmp_path)
+        about = {"settings": {"largest_component": value, "patch": [4, 4, 4]}}
+        (tmp_path / "dataset.json").write_text(json.dumps(about))
+        with pytest.raises(InputError, match=r"settings \(--largest-component\)"):
+            DataPlan.resolve(DataOptions(), read_cases(tmp_path))
+
+
+class TestPlan:
+    def test_follows_the_median_volume_on_the_networks_grid(self, tmp_path):
+        turned = np.array([[0, 0, 2.0, 0], [1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1]])
+        for index, shape in enumerate([(35, 51, 30), (35, 51, 35), (34, 50, 40)]):
+            save(tmp_path / "images" / f"c{index}.nii.gz", image(shape), turned)
+            save(tmp_path / "labels" / f"c{index}.nii.gz", label(shape), turned)
+        data = read_cases(tmp_path)
+        plan = DataPlan.resolve(DataOptions(), data)
+        assert plan.patch == (32, 32, 48)  # the file's axes are y, z, x
+        assert plan.stride == (16, 16, 24)
+        assert plan_depth(plan.patch) == 3
+        assert DataPlan.resolve(DataOptions(spacing=(2.0, 2.0, 2.0)), data).patch == (36, 16, 24)
+        assert DataPlan.resolve(DataOptions(patch=(8, 8, 16), stride=(1, 2, 3)), data).stride == (1, 2, 3)
+        assert DataPlan.resolve(DataOptions(), data, divisor=16).patch == (32, 32, 48)
+
+    def test_stays_below_the_published_number_of_voxels_and_equally_long_in_millimetres(self):
+        patch = plan_patch((512, 512, 120), (0.7, 0.7, 2.5))
+        assert math.prod(patch) <= 1.05 * 96**3
+        assert patch[0] * 0.7 == pytest.approx(patch[2] * 2.5, rel=0.1)
+        assert plan_patch((300, 300, 300), (1.0, 1.0, 1.0)) == (96, 96, 96)
+        assert plan_patch((9, 9, 9), (1.0, 1.0, 1.0)) == (8, 8, 8)

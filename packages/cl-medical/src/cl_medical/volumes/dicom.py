@@ -172,7 +172,7 @@ def _slice_step(positions: np.ndarray, normal: np.ndarray, first: Any, folder: P
 
 def _straight(
     array: Float[np.ndarray, "x y z"], affine: np.ndarray, normal: np.ndarray, folder: Path
-) -> tuple[Float[np.ndarray, "x y z"], np.ndarray]:
+) -> tuple[Float[np.ndarray, "u v z"], np.ndarray]:
     """Shift slices straight above each other, in a grid wide enough for all; outside is the minimum."""
     sides = np.linalg.norm(affine[:3, :2], axis=0)
     step = affine[:3, 2]

@@ -126,7 +126,7 @@ def read_pair(
             remedy="resample the label map to the image, or correct the header that is wrong",
         )
     if ignore is not None:
-        y = MetaTensor(torch.where(y.as_tensor() == ignore, IGNORED, y.as_tensor()), affine=y.affine, meta=y.meta)
+        y = MetaTensor(torch.where(y.as_tensor() == ignore, IGNORED, y.as_tensor()), affine=y.affine)
     check_labels(y.as_tensor(), classes, label)
     return x, y
 
