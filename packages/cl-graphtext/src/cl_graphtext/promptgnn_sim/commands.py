@@ -13,7 +13,7 @@ from contrastive_core.files import atomic_write, json_text, refuse_existing, ref
 from contrastive_core.tables import print_rows, show
 from contrastive_core.training import RunFolder, TrainSettings
 from cyclopts import Parameter
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cl_graphtext.graphs.graph import TextGraph, describe
@@ -54,6 +54,23 @@ _NOISY = Settings(
     optim=OptimSettings(lr=3e-3),
     training=TrainSettings(steps=100, validate_every=10, log_every=50, progress=False),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What a verb that uses a trained run needs besides it.
+
+    Attributes:
+        features: .npy with embeddings of all texts, for runs trained with --features.
+        text_model: Where the run's text model is, if it has moved.
+        cache: Folder of embeddings and answers.
+        device: auto, cpu or cuda.
+    """
+
+    features: Path | None = None
+    text_model: str | None = None
+    cache: Path = DEFAULT_CACHE
+    device: str = "auto"
 
 
 def sample_data(
@@ -257,10 +274,7 @@ def evaluate(
     seeds: int = 3,
     split: str | None = None,
     split_seed: int | None = None,
-    features: Path | None = None,
-    text_model: str | None = None,
-    cache: Path = DEFAULT_CACHE,
-    device: str = "auto",
+    use: Annotated[Use, Flat] = Use(),
     json: bool = False,
 ) -> None:
     """Score a trained model, on the graph as it is and under noise it was not trained with.
@@ -272,16 +286,17 @@ def evaluate(
         seeds: Draws of each noise.
         split: Split; that of the run if absent.
         split_seed: Its seed; that of the run if absent.
-        features: .npy with embeddings, for runs trained with --features.
-        text_model: Where the run's text model is, if it has moved.
-        cache: Folder of embeddings.
-        device: auto, cpu or cuda.
+        use: Where texts, embeddings and hardware are.
         json: Print JSON instead of a table.
     """
     noises = [parse_perturbation(word) for word in perturb]
-    model, graph, x = _opened(run, data, features, text_model, cache, device)
-    changes = {name: value for name, value in (("split", split), ("split_seed", split_seed)) if value is not None}
-    model.settings = dataclasses.replace(model.settings, **changes)
+    model, graph, x, _ = _opened(run, data, use)
+    own = model.settings
+    model.settings = dataclasses.replace(
+        own,
+        split=own.split if split is None else split,
+        split_seed=own.split_seed if split_seed is None else split_seed,
+    )
     rows = []
     for row in evaluate_noise(model, graph, noises, seeds=seeds, x=x):
         rows.append(row)
@@ -347,9 +362,7 @@ def transfer(
     *,
     task: Task = "nc",
     split_seed: int = 0,
-    text_model: str | None = None,
-    cache: Path = DEFAULT_CACHE,
-    device: str = "auto",
+    use: Annotated[Use, Flat] = Use(),
     json: bool = False,
 ) -> None:
     """Use a trained model on another graph without training it further.
@@ -362,16 +375,15 @@ def transfer(
         data: TAG folder of the other graph.
         task: nc or lp.
         split_seed: Seed of the links held out.
-        text_model: Where the run's text model is, if it has moved.
-        cache: Folder of embeddings.
-        device: auto, cpu or cuda.
+        use: Where texts, embeddings and hardware are.
         json: Print JSON.
     """
-    model, graph, _ = _opened(run, data, None, text_model, cache, device)
+    model, graph, x, _ = _opened(run, data, use)
     model.check_fused()
-    scores = (
-        evaluate_zero_shot(model, graph) if task == "nc" else evaluate_transferred_links(model, graph, seed=split_seed)
-    )
+    if task == "nc":
+        scores = evaluate_zero_shot(model, graph, x)
+    else:
+        scores = evaluate_transferred_links(model, graph, x, seed=split_seed)
     if json:
         print(json_text({"task": task, **scores}))
     else:
@@ -385,10 +397,7 @@ def predict(
     *,
     new: Path | None = None,
     pairs: Path | None = None,
-    features: Path | None = None,
-    text_model: str | None = None,
-    cache: Path = DEFAULT_CACHE,
-    device: str = "auto",
+    use: Annotated[Use, Flat] = Use(),
     overwrite: bool = False,
 ) -> None:
     """Classes of nodes, or probabilities of links; of new nodes too.
@@ -399,16 +408,11 @@ def predict(
         out: .csv to write: node_id, class and a probability a class; or src, dst, probability.
         new: Folder with nodes and edges that join the graph now; only these are predicted.
         pairs: .csv with src and dst, for runs of --task lp.
-        features: .npy with embeddings of all nodes, for runs trained with --features.
-        text_model: Where the run's text model is, if it has moved.
-        cache: Folder of embeddings.
-        device: auto, cpu or cuda.
+        use: Where texts, embeddings and hardware are.
         overwrite: Replace an existing file.
     """
     _refuse_output(out, overwrite, ".csv")
-    model, graph, _ = _opened(run, data, None, text_model, cache, device)
-    graph, nodes = (graph, np.arange(len(graph))) if new is None else extend_graph(graph, new)
-    x = None if features is None else read_features(features, len(graph))
+    model, graph, x, nodes = _opened(run, data, use, new)
     if pairs is None:
         rows = class_table(graph.ids, nodes, model.predict(graph, x).numpy(), model.classes)
     else:
@@ -423,10 +427,7 @@ def embed(
     data: Path,
     out: Path,
     *,
-    features: Path | None = None,
-    text_model: str | None = None,
-    cache: Path = DEFAULT_CACHE,
-    device: str = "auto",
+    use: Annotated[Use, Flat] = Use(),
     overwrite: bool = False,
 ) -> None:
     """Embeddings of all nodes.
@@ -435,14 +436,11 @@ def embed(
         run: Run folder of `train`.
         data: TAG folder.
         out: .npy, one row a node in the order of the nodes; or .npz with z, ids, labels and classes.
-        features: .npy with embeddings of the texts, for runs trained with --features.
-        text_model: Where the run's text model is, if it has moved.
-        cache: Folder of embeddings.
-        device: auto, cpu or cuda.
+        use: Where texts, embeddings and hardware are.
         overwrite: Replace an existing file.
     """
     _refuse_output(out, overwrite, ".npy", ".npz")
-    model, graph, x = _opened(run, data, features, text_model, cache, device)
+    model, graph, x, _ = _opened(run, data, use)
     z = model.embed(graph, x).numpy()
     with atomic_write(out) as temporary:
         if out.suffix == ".npy":
@@ -457,10 +455,7 @@ def explain(
     data: Path,
     *,
     node: str,
-    features: Path | None = None,
-    text_model: str | None = None,
-    cache: Path = DEFAULT_CACHE,
-    device: str = "auto",
+    use: Annotated[Use, Flat] = Use(),
     json: bool = False,
 ) -> None:
     """What a node's embedding rests on: its chosen neighbours with scores, its keywords and its prompt.
@@ -469,13 +464,10 @@ def explain(
         run: Run folder of `train --method promptgnn-sim`.
         data: TAG folder.
         node: Its id.
-        features: .npy with embeddings of the texts, for runs trained with --features.
-        text_model: Where the run's text model is, if it has moved.
-        cache: Folder of embeddings.
-        device: auto, cpu or cuda.
+        use: Where texts, embeddings and hardware are.
         json: Print JSON.
     """
-    model, graph, x = _opened(run, data, features, text_model, cache, device)
+    model, graph, x, _ = _opened(run, data, use)
     place = graph.index()
     if node not in place:
         raise InputError("the graph has no such node", where="--node", why=f"got {node}")
@@ -502,12 +494,13 @@ def info() -> None:
 
 
 def _opened(
-    run: Path, data: Path, features: Path | None, text_model: str | None, cache: Path, device: str
-) -> tuple[GraphModel, TextGraph, Float[Tensor, "n d"] | None]:
-    """A model, the graph to use it on, and embeddings of its texts where they are given."""
-    model = GraphModel.load(run, device=device, cache=TextCache(cache), text_model=text_model)
+    run: Path, data: Path, use: Use, new: Path | None = None
+) -> tuple[GraphModel, TextGraph, Float[Tensor, "n d"] | None, Int[np.ndarray, " m"]]:
+    """A model, the graph to use it on, embeddings of its texts where they are given, and the nodes asked about."""
+    model = GraphModel.load(run, device=use.device, cache=TextCache(use.cache), text_model=use.text_model)
     graph = read_graph(data)
-    return model, graph, None if features is None else read_features(features, len(graph))
+    graph, nodes = (graph, np.arange(len(graph))) if new is None else extend_graph(graph, new)
+    return model, graph, None if use.features is None else read_features(use.features, len(graph)), nodes
 
 
 def _add_results(run: Path, rows: list[dict[str, Any]]) -> None:

@@ -102,17 +102,19 @@ def evaluate_noise(
             yield {"noise": f"{kind}:{rate:g}" if rate else "none", "draw": seed, **scores}
 
 
-def evaluate_zero_shot(model: GraphModel, graph: TextGraph) -> dict[str, float]:
+def evaluate_zero_shot(model: GraphModel, graph: TextGraph, x: Float[Tensor, "n d"] | None = None) -> dict[str, float]:
     """Accuracy of zero-shot classes on a graph the model was not trained on, beside the share of the largest class."""
-    scores = classification_metrics(graph.labels, model.zero_shot(graph).argmax(1).numpy())
+    scores = classification_metrics(graph.labels, model.zero_shot(graph, x).argmax(1).numpy())
     known = graph.labels[graph.labels >= 0]
     return {**scores, "largest_class": float(np.bincount(known).max() / len(known)) if len(known) else float("nan")}
 
 
-def evaluate_transferred_links(model: GraphModel, graph: TextGraph, *, seed: int = 0) -> dict[str, float]:
+def evaluate_transferred_links(
+    model: GraphModel, graph: TextGraph, x: Float[Tensor, "n d"] | None = None, *, seed: int = 0
+) -> dict[str, float]:
     """Links of another graph, from frozen embeddings and a logistic regression on its own training links."""
     links = split_links(graph, seed=seed)
-    z = model.embed(graph.with_edges(links.messages)).numpy()
+    z = model.embed(graph.with_edges(links.messages), x).numpy()
     known = graph.with_edges(np.concatenate([links.messages, links.positives]))
     pairs = np.concatenate([links.positives, new_edges(known, len(links.positives), np.random.default_rng(seed))])
     truth = (np.arange(len(pairs)) < len(links.positives)).astype(np.int64)

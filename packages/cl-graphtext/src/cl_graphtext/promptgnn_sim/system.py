@@ -338,12 +338,12 @@ class GraphSystem(L.LightningModule):
             if self.trainer.early_stopping_callback is not None:  # it wants a number every time
                 self.log("val_loss", NOT_YET, batch_size=1)
             return
-        nodes, pairs = (self.held_out, None) if self.truth is None else (None, self.held_out)
-        z = embed_nodes(self.network, self.view, nodes).to(self.device)
-        if pairs is None:
-            loss = F.cross_entropy(self.network.head(z), self.labels[nodes].to(self.device))
+        if self.truth is None:
+            z = embed_nodes(self.network, self.view, self.held_out).to(self.device)
+            loss = F.cross_entropy(self.network.head(z), self.labels[self.held_out].to(self.device))
         else:
-            loss = link_loss(self.network.link(z[pairs[:, 0]], z[pairs[:, 1]]), self.truth.to(self.device))
+            ends = embed_nodes(self.network, self.view)[self.held_out].to(self.device)
+            loss = link_loss(self.network.link(ends[:, 0], ends[:, 1]), self.truth.to(self.device))
         self.log("val_loss", loss, batch_size=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

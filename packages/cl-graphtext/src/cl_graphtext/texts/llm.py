@@ -230,7 +230,8 @@ class LocalModel:
         self.device = pick_device(device)
         with loading(path, "language model", "--llm.model"):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            self.lm: Any = AutoModelForCausalLM.from_pretrained(path).to(self.device).eval()
+            lm: Any = AutoModelForCausalLM.from_pretrained(path)
+        self.lm = lm.to(self.device).eval()
         self.model, self.new_tokens = path, new_tokens
 
     def __call__(self, prompt: str) -> str:
