@@ -8,6 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from tests.foundations.conftest import TINY as _CFA
+from tests.foundations.conftest import tiny_cfa
+from tests.graphtext.conftest import tiny_promptgnn_sim
+from tests.medical.conftest import TINY, tiny_mpcl
+from tests.retrieval.conftest import tiny_apkh, tiny_gnah
+from tests.video3d.conftest import tiny_cecl
+
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
@@ -42,11 +49,12 @@ class Verb:
         """The command line, with some options replaced or added."""
         given = {option for option in options if option.startswith("--")}
         kept: list[str] = []
+        taking = True
         for word in self.options:
             if word.startswith("--"):
                 taking = word not in given
             if taking:
-                kept.append(word)
+                kept.append(word.replace("{folder}", str(Path(str(data)).parent)))
         return [*self.words.split()[1:], str(data), str(out), *kept, *options]
 
     def run(self, data: object, out: object, *options: str) -> int:
@@ -86,5 +94,81 @@ VERBS = [
         series,
         ("--mode", "scratch", "--preset", "tiny", "--length", "64", "--steps", "6", "--batch-size", "8", *QUICK),
         contrasts=False,
+    ),
+    Verb(
+        "cl-foundations cfa train",
+        tiny_cfa,
+        (*_CFA[: _CFA.index("--no-progress")], "--steps", "6", "--batch-size", "8", *QUICK),
+    ),
+    Verb(
+        "cl-medical mpcl train",
+        tiny_mpcl,
+        (*TINY[: TINY.index("--no-progress")], "--steps", "6", *QUICK),
+        contrasts=False,
+    ),
+    Verb(
+        "cl-retrieval gnah train",
+        tiny_gnah,
+        (
+            "--pairs",
+            "16",
+            "--queries",
+            "4",
+            "--bits",
+            "8",
+            "--hidden",
+            "16",
+            "--steps",
+            "6",
+            "--batch-size",
+            "8",
+            *QUICK,
+        ),
+    ),
+    Verb(
+        "cl-retrieval apkh train",
+        tiny_apkh,
+        (
+            "--pairs",
+            "16",
+            "--queries",
+            "4",
+            "--bits",
+            "8",
+            "--hidden",
+            "16",
+            "--steps",
+            "6",
+            "--batch-size",
+            "8",
+            *QUICK,
+        )
+        + ("--attributes", "{folder}/attributes.txt", "--attribute-features", "{folder}/attributes.npy"),
+    ),
+    Verb(
+        "cl-graphtext promptgnn-sim train",
+        tiny_promptgnn_sim,
+        (
+            "--features",
+            "{folder}/data.npy",
+            "--steps",
+            "6",
+            "--batch-size",
+            "8",
+            "--stages.warmup",
+            "2",
+            "--width",
+            "16",
+            "--heads",
+            "2",
+            "--fusion-heads",
+            "2",
+            *QUICK,
+        ),
+    ),
+    Verb(
+        "cl-video3d cecl train",
+        tiny_cecl,
+        ("--steps", "6", "--batch-size", "8", *QUICK),
     ),
 ]
