@@ -5,6 +5,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from cl_video3d.cecl import ClipSettings, EchoSettings, measure_videos
+from cl_video3d.video.manifest import read_manifest
 from scipy.ndimage import gaussian_filter
 
 
@@ -66,10 +68,8 @@ def film(count=40, height=128, width=160, seed=0, blur=1.5):
     return np.clip(np.rint(np.stack(frames)), 16, 235).astype(np.uint8)
 
 
-@pytest.fixture(scope="session")
-def videos(tmp_path_factory):
-    """Four good videos of graded complexity in two groups, listed in a manifest."""
-    folder = tmp_path_factory.mktemp("videos")
+def film_set(folder):
+    """Five good videos of graded complexity, each a group, listed in a manifest with splits."""
     lines = ["video_id,path,group,split"]
     for index, (blur, group, split) in enumerate(
         [(8.0, "a", "train"), (3.0, "b", "train"), (1.5, "c", "test"), (0.7, "d", "train"), (0.4, "e", "test")]
@@ -78,3 +78,25 @@ def videos(tmp_path_factory):
         lines.append(f"v{index},v{index}.mp4,{group},{split}")
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def tiny_cecl(folder):
+    """A folder of echoes that trains in a second: 20 clips of 8 x 64 x 64, with the maps of what was lost."""
+    measure_videos(
+        read_manifest(film_set(folder / "videos")),
+        folder / "echo",
+        clips=ClipSettings(frames=8, size=64, clips=4),
+        echo=EchoSettings(residuals=True),
+        progress=False,
+    )
+    return folder / "echo"
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    return film_set(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="session")
+def echo_folder(tmp_path_factory):
+    return tiny_cecl(tmp_path_factory.mktemp("tiny"))

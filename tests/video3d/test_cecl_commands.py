@@ -1,15 +1,20 @@
 """The verbs of ``cl-video3d cecl`` from end to end, and what they refuse."""
 
+import contextlib
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from cl_video3d.cecl.samples import packaged_photographs, packaged_videos
 from cl_video3d.cli import app
-from cl_video3d.video.manifest import read_manifest
-from cl_video3d.video.reading import probe
+from cl_video3d.video import probe, read_manifest
+from cl_video3d.video.samples import packaged_photographs, packaged_videos
 
 from .conftest import film, write
 
@@ -46,7 +51,7 @@ def test_every_verb_leaves_what_it_promises(place):
         path.name for path in (place / "echo").iterdir()
     }
     assert {"model.safetensors", "report.html", "results.json"} <= {path.name for path in (place / "run").iterdir()}
-    assert "train" in (place / "run" / "config.yaml").read_text()
+    assert json.loads((place / "run" / "results.json").read_text())["split"] == "train"
     page = (place / "clusters" / "report.html").read_text()
     for text in ("Rate and quality", "Examples", "Variance of log2 rate", "Clusters"):
         assert text in page
@@ -61,20 +66,22 @@ def test_every_verb_leaves_what_it_promises(place):
 
 def test_evaluation_compares_with_baselines(place, tmp_path, capsys):
     words = ["--clusters", 2, "--folds", 2, "--out", tmp_path / "out"]
-    assert run("evaluate", place / "echo", place / "run", *words) == 0
+    assert run("evaluate", place / "run", place / "echo", *words) == 0
     text = capsys.readouterr().out
-    for word in ("siti", "trial", "Rung error", "true clusters", "BD-rate", "hull", "too good"):
+    for word in ("siti", "trial", "Rung error", "true clusters", "curves predicted by", "BD-rate", "hull", "too good"):
         assert word in text
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert set(found["scores"]) == {"siti", "trial", str(place / "run")}
-    hull = [row for row in found["ladders"] if row["ladder"] == "hull"]
-    assert all(row["BD-rate, %"] is None or row["BD-rate, %"] <= 1e-9 for row in hull)
+    hull = [row["BD-rate, %"] for row in found["ladders"] if row["ladder"] == "hull"]
+    assert len(hull) == 3
+    assert all(row is not None and row <= 1e-9 for row in hull)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png") == 3
-    assert (
-        run("evaluate", place / "echo", "--baselines", "siti", "--test-split", "test", "--clusters", 2, "--json") == 0
-    )
-    assert json.loads(capsys.readouterr().out)["folds"] == 1
+    words = ["--baselines", "siti", "--test-split", "test", "--clusters", 2, "--json"]
+    assert run("evaluate", place / "run", place / "echo", *words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["folds"] == 1
+    assert found["notes"] == []  # it was trained on another split
 
 
 def test_ladders_for_new_videos(place, videos, tmp_path, capsys):
@@ -82,30 +89,46 @@ def test_ladders_for_new_videos(place, videos, tmp_path, capsys):
     mixed.mkdir()
     shutil.copy(videos / "v1.mp4", mixed / "good.mp4")
     (mixed / "bad.mp4").write_bytes(b"")
-    words = [place / "run", place / "clusters", mixed, "--out", tmp_path / "out"]
-    assert run("predict-ladder", *words) == 1  # one of two
-    assert "bad.mp4" in capsys.readouterr().out
+    assert run("predict-ladder", place / "clusters", mixed, tmp_path / "out") == 1  # one of two
+    text = capsys.readouterr().out
+    assert "bad.mp4" in text
+    assert "confidence" in text
     (row,) = csv.DictReader((tmp_path / "out" / "predictions.csv").open())
-    assert row["video_id"] == "good"
+    assert row["video"] == "good"
     assert 0 < float(row["confidence"]) <= 1
-    rates = [float(row[f"log2bpp@CRF{crf}"]) for crf in (20, 26, 32, 38)]
+    rates = [float(row[f"kbps@CRF{crf}"]) for crf in (20, 26, 32, 38)]
     assert rates == sorted(rates, reverse=True)
     plan = json.loads((tmp_path / "out" / "ladders.json").read_text())["good"]
-    kbps = [step["kbps"] for step in plan["rungs"]]
+    kbps = [step["kbps"] for step in plan["steps"]]
+    assert len(kbps) >= 3
     assert kbps == sorted(kbps)
-    for step in plan["rungs"]:
+    for step in plan["steps"]:
         assert 0 <= step["crf"] <= 51
         assert step["low"] <= step["expected_quality"] <= step["high"]
         assert (step["width"], step["height"]) in ((160, 128), (80, 64))
-    assert run("predict-ladder", place / "run", place / "clusters", mixed / "good.mp4", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["videos"][0]["video_id"] == "good"
+        assert step["command"].startswith(f"ffmpeg -i {mixed / 'good.mp4'} ")
+    words = [
+        "predict-ladder",
+        place / "clusters",
+        mixed / "good.mp4",
+        tmp_path / "one",
+        "--json",
+        "--qualities",
+        30,
+        35,
+    ]
+    assert run(*words) == 0
+    assert len(json.loads(capsys.readouterr().out)["ladders"]["good"]["steps"]) == 2
 
 
-def test_ladders_of_clusters(place, tmp_path):
-    assert run("ladder", place / "clusters", tmp_path / "ladder.json", "--size", "1280x720", "--fps", 25) == 0
+def test_ladders_of_clusters(place, tmp_path, capsys):
+    words = [place / "clusters", tmp_path / "ladder.json", "--size", "1280x720", "--fps", 25, "--json"]
+    assert run("ladder", *words) == 0
     plan = json.loads((tmp_path / "ladder.json").read_text())
     assert set(plan) == {"0", "1", "2"}
     assert all(step["width"] in (1280, 640) for steps in plan.values() for step in steps)
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["kbps"] for row in rows] == [step["kbps"] for steps in plan.values() for step in steps]
 
 
 def test_a_video_is_nearest_to_itself(place, videos, capsys):
@@ -129,21 +152,17 @@ def test_bjontegaard_of_two_files(tmp_path, capsys):
     a.write_text("kbps,psnr\n100,30\n200,33\n400,36\n800,39\n")
     b.write_text("rate,quality\n80,30\n160,33\n320,36\n640,39\n")
     assert run("bdrate", a, b) == 0
-    assert "saves 20.0 %" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "saves 20.0 %" in text
+    assert "dB" in text
     b.write_text("rate,quality\n80,80\n160,83\n320,86\n640,89\n")
     assert run("bdrate", a, b, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bd_rate"]["value"] is None
     assert "share no quality" in found["bd_rate"]["reason"]
-
-
-def test_training_resumes_to_the_same_weights(place, tmp_path):
-    words = [*SHORT, "--checkpoint-every", 2]
-    assert run("train", place / "echo", tmp_path / "a", *words) == 0
-    first = (tmp_path / "a" / "model.safetensors").read_bytes()
-    assert run("train", place / "echo", tmp_path / "a", *words, "--resume") == 0
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == first
-    assert (place / "run" / "model.safetensors").read_bytes() == first
+    b.write_text("bpp,psnr\n0.02,30\n0.04,33\n0.08,36\n0.16,39\n")
+    assert "differ in rate" in refused(capsys, "bdrate", a, b)
+    assert "vmaf" in refused(capsys, "bdrate", a, a, "--quality", "vmaf")
 
 
 def test_info_names_paper_and_codecs(capsys):
@@ -177,34 +196,36 @@ def test_bad_input_is_refused_in_one_block(place, videos, tmp_path, capsys):
     assert (samples / "mine.txt").read_text() == "keep"
     assert "missing" in refused(capsys, "encode-echo", tmp_path / "none.csv", tmp_path / "o")
     assert not (tmp_path / "o").exists()
-    assert "--jobs" in refused(capsys, "encode-echo", videos, tmp_path / "o", "--jobs", 0)
+    assert "--workers" in refused(capsys, "encode-echo", videos, tmp_path / "o", "--workers", 0)
     assert "--crf" in refused(capsys, "encode-echo", videos, tmp_path / "o", "--crf", 70)
     (tmp_path / "zero.mp4").write_bytes(b"")
     assert "zero.mp4" in refused(capsys, "encode-echo", tmp_path / "zero.mp4", tmp_path / "o", "--no-progress")
     assert "holds no echoes" in refused(capsys, "train", videos, tmp_path / "r")
     assert "already holds a run" in refused(capsys, "train", place / "echo", place / "run", *SHORT)
     assert "--batch-size" in refused(capsys, "train", place / "echo", tmp_path / "r1", "--batch-size", 1)
-    text = refused(capsys, "train", place / "echo", tmp_path / "r2", "--echo", "residual")
-    assert "--residuals" in text or "one codec" in text
+    assert not (tmp_path / "r1").exists()
+    assert "one codec" in refused(capsys, "train", place / "echo", tmp_path / "r2", "--echo", "residual", *SHORT)
+    assert not (tmp_path / "r2").exists()
+    assert "unknown split" in refused(capsys, "train", place / "echo", tmp_path / "r2", "--split", "banana", *SHORT)
     assert ".npz" in refused(capsys, "embed", place / "run", videos, tmp_path / "z.csv")
-    assert "already there" in refused(capsys, "embed", place / "run", place / "echo", place / "z.npz")
-    assert "not empty" in refused(capsys, "cluster", place / "echo", place / "clusters")
+    assert "exists already" in refused(capsys, "embed", place / "run", place / "echo", place / "z.npz")
+    assert "holds files" in refused(capsys, "cluster", place / "echo", place / "clusters")
     assert "something else" in refused(capsys, "cluster", place / "echo", place / "run", "--overwrite")
     assert "--clusters" in refused(capsys, "cluster", place / "echo", tmp_path / "c", "--clusters", 99)
     assert not (tmp_path / "c").exists()
-    assert "unknown baseline" in refused(capsys, "evaluate", place / "echo", "--baselines", "magic")
-    assert "one side" in refused(capsys, "evaluate", place / "echo", "--test-split", "nothing")
+    evaluate = ["evaluate", place / "run", place / "echo"]
+    assert "unknown backbone" in refused(capsys, *evaluate, "--baselines", "magic")
+    assert "one side" in refused(capsys, *evaluate, "--test-split", "val")
     assert run("cluster", place / "echo", tmp_path / "plain", "--clusters", 2) == 0
-    words = [place / "run", tmp_path / "plain", videos / "v0.mp4"]
-    assert "--run" in refused(capsys, "predict-ladder", *words)
+    assert "--run" in refused(capsys, "predict-ladder", tmp_path / "plain", videos / "v0.mp4", tmp_path / "p")
+    assert "cecl-ladders" in refused(capsys, "predict-ladder", place / "run", videos / "v0.mp4", tmp_path / "p")
     assert "--size" in refused(capsys, "ladder", place / "clusters", tmp_path / "l.json", "--size", "big")
     assert "--top" in refused(capsys, "search", place / "run", place / "z.npz", videos / "v0.mp4", "--top", 0)
-    (tmp_path / "curve.csv").write_text("a,b\n1,2\n")
-    assert "lacks a column" in refused(capsys, "bdrate", tmp_path / "curve.csv", tmp_path / "curve.csv")
-    (tmp_path / "words.csv").write_text("rate,quality\nmany,good\n")
-    assert "line 2" in refused(capsys, "bdrate", tmp_path / "words.csv", tmp_path / "words.csv")
+    (tmp_path / "z.npz").write_bytes(b"PK none")
+    assert "index" in refused(capsys, "search", place / "run", tmp_path / "z.npz", videos / "v0.mp4")
     small = write(tmp_path / "small.mp4", film(20, 48, 48))
-    assert "smaller than a clip" in refused(capsys, "predict-ladder", place / "run", place / "clusters", small)
+    assert "smaller than a clip" in refused(capsys, "predict-ladder", place / "clusters", small, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
 
 
 def test_strict_extraction_says_so_in_its_status(videos, tmp_path, capsys):
@@ -216,3 +237,44 @@ def test_strict_extraction_says_so_in_its_status(videos, tmp_path, capsys):
     assert run(*words) == 0
     assert "left out: bad" in capsys.readouterr().out
     assert run(*words, "--strict") == 1
+
+
+def test_workers_die_with_their_parent(tmp_path):
+    """SIGKILL leaves no time to tell them."""
+    write(tmp_path / "videos" / "v.mp4", film(200))
+    words = [
+        "-c",
+        "from cl_video3d.cli import main; main()",
+        "cecl",
+        "encode-echo",
+        tmp_path / "videos",
+        tmp_path / "o",
+    ]
+    options = ["--workers", "2", "--clips", "400", "--codec", "hevc", "--preset", "veryslow", "--no-progress"]
+    parent = subprocess.Popen([sys.executable, *map(str, words), *options], start_new_session=True)
+
+    def alive():
+        return [path for path in Path("/proc").iterdir() if path.name.isdigit() and _session(path) == parent.pid]
+
+    try:
+        _wait_for(lambda: len(alive()) >= 4)  # itself, two workers, and what watches over semaphores
+        time.sleep(1)
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    _wait_for(lambda: not alive())
+    assert len(alive()) == 0
+
+
+def _session(process):
+    with contextlib.suppress(OSError):
+        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+        return int(session) if state != "Z" else None
+    return None
+
+
+def _wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert condition()

@@ -1,17 +1,21 @@
 """The echo: what it answers to, what it does not, and that it is measured once."""
 
+import contextlib
 import csv
 import resource
+import shutil
+import sqlite3
 
 import numpy as np
 import pytest
 from cl_video3d.cecl import echo as echo_room
-from cl_video3d.cecl import extract as extract_room
+from cl_video3d.cecl import extraction as extraction_room
 from cl_video3d.cecl.cache import EchoCache
 from cl_video3d.cecl.clips import ClipSettings, plan_clips
+from cl_video3d.cecl.data import measure_clips
 from cl_video3d.cecl.echo import EchoSettings, cache_key, echo_vectors, frames_digest, measure, residual_map
-from cl_video3d.cecl.extract import extract
-from cl_video3d.cecl.store import read_store
+from cl_video3d.cecl.extraction import measure_videos
+from cl_video3d.cecl.folder import folder_lock, read_echoes
 from cl_video3d.video.encoding import EncodeSetting
 from cl_video3d.video.manifest import Entry, read_manifest
 from cl_video3d.video.reading import luma, probe
@@ -147,14 +151,14 @@ def test_clips_that_cannot_be_are_refused(settings):
 def measured(videos, tmp_path_factory):
     out = tmp_path_factory.mktemp("echo") / "out"
     entries = read_manifest(videos)
-    return extract(entries, out, clips=SMALL, progress=False), out, entries
+    return measure_videos(entries, out, clips=SMALL, progress=False), out, entries
 
 
 def test_extraction_measures_every_clip_once(measured):
     found, out, entries = measured
     assert (found.videos, found.clips, found.encoded, found.cached) == (5, 15, 60, 0)
     assert found.skipped == ()
-    echoes = read_store(out).at()
+    echoes = read_echoes(out).at()
     assert [setting.value for setting in echoes.settings] == [20, 26, 32, 38]
     clip = echoes.clips[4]
     frames = echoes.pixels([4])[0]
@@ -166,7 +170,7 @@ def test_extraction_measures_every_clip_once(measured):
     rates = [np.log2(echoes.measured["bpp"][[c.video_id == f"v{k}" for c in echoes.clips], 1]).mean() for k in range(4)]
     assert (np.diff(rates) > 0).all()
     before = {path.name: path.read_bytes() for path in out.glob("*.parquet")}
-    again = extract(entries, out, clips=SMALL, progress=False)
+    again = measure_videos(entries, out, clips=SMALL, progress=False)
     assert (again.encoded, again.cached) == (0, 60)
     assert {path.name: path.read_bytes() for path in out.glob("*.parquet")} == before
 
@@ -174,7 +178,7 @@ def test_extraction_measures_every_clip_once(measured):
 def test_another_setting_or_library_is_another_measurement(measured, monkeypatch):
     _, out, entries = measured
     with_one_more = EchoSettings(crf=(20, 26, 29, 32, 38))
-    found = extract(entries[:1], out.parent / "other", clips=SMALL, echo=with_one_more, progress=False)
+    found = measure_videos(entries[:1], out.parent / "other", clips=SMALL, echo=with_one_more, progress=False)
     assert found.encoded == 15
     args = ("digest", EncodeSetting(), 30.0, EchoSettings())
     key = cache_key(*args)
@@ -187,9 +191,9 @@ def test_another_setting_or_library_is_another_measurement(measured, monkeypatch
 
 def test_two_workers_give_what_one_gives(measured, tmp_path):
     _, out, entries = measured
-    found = extract(entries[:2], tmp_path / "out", clips=SMALL, jobs=2, progress=False)
+    found = measure_videos(entries[:2], tmp_path / "out", clips=SMALL, workers=2, progress=False)
     assert found.encoded == 24
-    one, two = read_store(out), read_store(tmp_path / "out")
+    one, two = read_echoes(out), read_echoes(tmp_path / "out")
     assert two.ids == one.ids[:6]
     for name, values in two.measured.items():
         np.testing.assert_array_equal(values, one.measured[name][:6])
@@ -198,7 +202,7 @@ def test_two_workers_give_what_one_gives(measured, tmp_path):
 def test_an_interrupted_extraction_continues(measured, tmp_path, monkeypatch):
     _, out, entries = measured
     calls = []
-    original = extract_room.measure
+    original = extraction_room.measure
 
     def dies(*args, **kwargs):
         calls.append(1)
@@ -206,15 +210,15 @@ def test_an_interrupted_extraction_continues(measured, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(extract_room, "measure", dies)
+    monkeypatch.setattr(extraction_room, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
-        extract(entries, tmp_path / "out", clips=SMALL, progress=False)
+        measure_videos(entries, tmp_path / "out", clips=SMALL, progress=False)
     assert not (tmp_path / "out" / "echo.parquet").exists()
     assert len(EchoCache(tmp_path / "out" / "cache.sqlite")) == 24  # two videos were whole
     monkeypatch.undo()
-    found = extract(entries, tmp_path / "out", clips=SMALL, progress=False)
+    found = measure_videos(entries, tmp_path / "out", clips=SMALL, progress=False)
     assert (found.encoded, found.cached) == (36, 24)
-    np.testing.assert_array_equal(read_store(tmp_path / "out").measured["bpp"], read_store(out).measured["bpp"])
+    np.testing.assert_array_equal(read_echoes(tmp_path / "out").measured["bpp"], read_echoes(out).measured["bpp"])
 
 
 def test_videos_that_cannot_be_used_are_left_out_and_listed(videos, tmp_path):
@@ -226,7 +230,7 @@ def test_videos_that_cannot_be_used_are_left_out_and_listed(videos, tmp_path):
     write(folder / "one.mp4", film(1))
     write(folder / "tiny.mp4", film(20, 48, 48))
     write(folder / "odd.mp4", film(20, 97, 99), pix_fmt="yuv444p")
-    found = extract(read_manifest(folder), tmp_path / "out", clips=SMALL, progress=False)
+    found = measure_videos(read_manifest(folder), tmp_path / "out", clips=SMALL, progress=False)
     assert found.clips == 6
     assert {each.video_id for each in found.skipped} == {"zero", "half", "one", "tiny"}
     with (tmp_path / "out" / "skipped.csv").open() as file:
@@ -234,11 +238,11 @@ def test_videos_that_cannot_be_used_are_left_out_and_listed(videos, tmp_path):
     assert "no bytes" in reasons["zero"]
     assert "1 frames, a clip spans 8" in reasons["one"]
     assert "48x48" in reasons["tiny"]
-    assert set(read_store(tmp_path / "out").videos) == {"good", "odd"}
+    assert set(read_echoes(tmp_path / "out").videos) == {"good", "odd"}
     (folder / "good.mp4").unlink()
     (folder / "odd.mp4").unlink()
     with pytest.raises(InputError, match="no video could be measured"):
-        extract(read_manifest(folder), tmp_path / "none", clips=SMALL, progress=False)
+        measure_videos(read_manifest(folder), tmp_path / "none", clips=SMALL, progress=False)
 
 
 def test_pq_is_refused_without_the_flag(tmp_path):
@@ -251,9 +255,9 @@ def test_pq_is_refused_without_the_flag(tmp_path):
         options={"preset": "ultrafast", "x265-params": "transfer=smpte2084:log-level=none"},
     )
     with pytest.raises(InputError, match="PQ"):
-        extract([Entry("v", path, "v")], tmp_path / "out", clips=SMALL, progress=False)
+        measure_videos([Entry("v", path, "v")], tmp_path / "out", clips=SMALL, progress=False)
     allowed = ClipSettings(frames=8, size=64, clips=1, allow_pq=True)
-    assert extract([Entry("v", path, "v")], tmp_path / "out", clips=allowed, progress=False).clips == 1
+    assert measure_videos([Entry("v", path, "v")], tmp_path / "out", clips=allowed, progress=False).clips == 1
 
 
 def test_a_full_disk_stops_with_what_was_measured_kept(measured, tmp_path):
@@ -264,12 +268,32 @@ def test_a_full_disk_stops_with_what_was_measured_kept(measured, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # less than one shard of pixels
     try:
         with pytest.raises(InputError, match=r"could not be written|cannot be used"):
-            extract(entries, out, clips=SMALL, progress=False)
+            measure_videos(entries, out, clips=SMALL, progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(out.glob("*.parquet"))
     assert not [path for path in out.rglob("*") if ".tmp" in path.name]
-    assert extract(entries, out, clips=SMALL, progress=False).clips == 15
+    assert measure_videos(entries, out, clips=SMALL, progress=False).clips == 15
+
+
+def test_a_cache_is_whole_or_not_there(measured, tmp_path, monkeypatch):
+    """A process that is killed as the file appears leaves none, or one that can be gone on from."""
+    _, _, entries = measured
+    for content in (None, b""):
+        folder = tmp_path / f"out{content is None}"
+        folder.mkdir()
+        if content is not None:
+            (folder / "cache.sqlite").write_bytes(content)
+        assert measure_videos(entries[:1], folder, clips=SMALL, progress=False).encoded == 12
+
+    def killed(*_):
+        raise SystemExit
+
+    cache = EchoCache(tmp_path / "new" / "cache.sqlite")
+    monkeypatch.setattr("cl_video3d.cecl.cache.sqlite3.connect", killed)
+    with pytest.raises(SystemExit):
+        cache.put({"a": ({}, None)})
+    assert not cache.path.exists()
 
 
 def test_damaged_caches_and_tables_are_named(measured, tmp_path):
@@ -278,22 +302,78 @@ def test_damaged_caches_and_tables_are_named(measured, tmp_path):
     out.mkdir()
     (out / "cache.sqlite").write_bytes(b"no database at all, but long enough to be looked at" * 40)
     with pytest.raises(InputError, match="cache is damaged"):
-        extract(entries[:1], out, clips=SMALL, progress=False)
+        measure_videos(entries[:1], out, clips=SMALL, progress=False)
     (out / "cache.sqlite").unlink()
-    extract(entries[:1], out, clips=SMALL, progress=False)
-    (out / "echo.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_store(out)
+    measure_videos(entries[:1], out, clips=SMALL, progress=False)
+    for row in ("{}", "[1]", "nonsense", '{"bits": "many"}', "[" * 100_000):
+        with sqlite3.connect(out / "cache.sqlite") as connection:
+            connection.execute("UPDATE echo SET row = ? WHERE key = (SELECT MIN(key) FROM echo)", (row,))
+        with pytest.raises(InputError, match="cache is damaged"):
+            measure_videos(entries[:1], out, clips=SMALL, progress=False)
     with pytest.raises(InputError, match="holds no echoes"):
-        read_store(tmp_path)
+        read_echoes(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["echo.parquet", "clips.parquet", "settings.json", "pixels"])
+@pytest.mark.parametrize("how", ["cut", "one byte"])
+def test_what_was_changed_is_not_read_and_a_rerun_repairs_it(measured, tmp_path, name, how):
+    _, out, entries = measured
+    folder = tmp_path / "out"
+    shutil.copytree(out, folder)
+    path = next((folder / "pixels").glob("*.npy")) if name == "pixels" else folder / name
+    before = path.read_bytes()
+    middle = len(before) // 2
+    path.write_bytes(
+        before[:middle] if how == "cut" else before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :]
+    )
+
+    def read():
+        echoes = read_echoes(folder)
+        return echoes.pixels(range(len(echoes)))
+
+    if name == "settings.json" and how == "one byte":  # whatever the byte meant: it is refused or means the same
+        with contextlib.suppress(InputError):
+            read()
+    else:
+        with pytest.raises(InputError, match="again"):
+            read()
+    assert measure_videos(entries, folder, clips=SMALL, progress=False).encoded == 0
+    assert path.read_bytes() == before
+    assert len(read()) == 15
+
+
+def test_a_folder_has_one_writer_and_no_reader_meanwhile(measured, tmp_path, monkeypatch):
+    _, out, entries = measured
+    with folder_lock(out):
+        with pytest.raises(InputError, match="in use"):
+            measure_videos(entries, out, clips=SMALL, progress=False)
+        monkeypatch.setattr("cl_video3d.cecl.folder.READ_WAIT", 0.1)
+        with pytest.raises(InputError, match="in use"):
+            read_echoes(out)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("keep")
+    with pytest.raises(InputError, match="something else"):
+        measure_videos(entries, tmp_path / "mine", clips=SMALL, progress=False)
+
+
+def test_clips_in_memory_have_the_echoes_of_clips_on_disk(measured):
+    _, out, _ = measured
+    echoes = read_echoes(out)
+    frames = echoes.pixels([0, 4])
+    held = measure_clips(frames, fps=echoes.clips[0].fps, groups=["a", "b"])
+    for name in ("bpp", "psnr", "bits_i"):
+        np.testing.assert_allclose(held.measured[name], echoes.measured[name][[0, 4]], rtol=1e-6)
+    assert held.groups == ["a", "b"]
+    np.testing.assert_array_equal(held.take([1]).pixels([0])[0], frames[1])
+    assert held.clip_shape() == (8, 64, 64)
 
 
 def test_codecs_and_settings_are_checked_before_work(measured, tmp_path):
     _, out, entries = measured
     with pytest.raises(InputError, match="too small for the encoder"):
-        extract(entries, tmp_path / "out", clips=ClipSettings(size=48), echo=EchoSettings(codec=("av1",)))
+        measure_videos(entries, tmp_path / "out", clips=ClipSettings(size=48), echo=EchoSettings(codec=("av1",)))
     assert not (tmp_path / "out").exists()
-    echoes = read_store(out)
+    echoes = read_echoes(out)
     with pytest.raises(InputError, match="no measurements of that codec"):
         echoes.at("av1")
     with pytest.raises(InputError, match="not kept"):
@@ -305,14 +385,14 @@ def test_codecs_and_settings_are_checked_before_work(measured, tmp_path):
 
 def test_several_codecs_shares_and_residuals(videos, tmp_path):
     echo = EchoSettings(codec=("h264", "vp9"), crf=(24, 36), shares=(1.0, 0.5), residuals=True, ssim=True)
-    found = extract(read_manifest(videos)[:1], tmp_path / "out", clips=SMALL, echo=echo, progress=False)
+    found = measure_videos(read_manifest(videos)[:1], tmp_path / "out", clips=SMALL, echo=echo, progress=False)
     assert found.encoded == 3 * 8
-    echoes = read_store(tmp_path / "out")
+    echoes = read_echoes(tmp_path / "out")
     assert echoes.residuals([0, 2]).shape == (2, 8, 8, 16, 16)
     assert [s.value for s in echoes.at("vp9", 0.5).settings] == [24, 36]
     full, half = echoes.at("h264"), echoes.at("h264", 0.5)
     assert (half.measured["bpp"] < full.measured["bpp"]).all()
     assert ((full.measured["ssim"] > 0.5) & (full.measured["ssim"] <= 1)).all()
     assert echoes.at("h264").vectors("extended").shape == (3, 2 + 2 + 2 + 6)
-    again = extract(read_manifest(videos)[:1], tmp_path / "out", clips=SMALL, echo=echo, progress=False)
+    again = measure_videos(read_manifest(videos)[:1], tmp_path / "out", clips=SMALL, echo=echo, progress=False)
     assert again.encoded == 0

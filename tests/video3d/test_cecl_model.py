@@ -6,19 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from cl_video3d.cecl.clips import ClipSettings
-from cl_video3d.cecl.echo import EchoSettings
-from cl_video3d.cecl.extract import extract
-from cl_video3d.cecl.model import EchoModel, EchoNet3D, ModelConfig, embed_clips, load_model, save_model
+from cl_video3d.cecl import ClipSettings, EchoEncoder, Settings, measure_clips, read_echoes, train_echo
+from cl_video3d.cecl.data import training_set
+from cl_video3d.cecl.model import EchoModel, EchoNet3D, ModelConfig
 from cl_video3d.cecl.objective import TARGETS, echo_loss, echo_targets, simclr_loss, view_loss
-from cl_video3d.cecl.store import read_store
-from cl_video3d.cecl.system import ObjectiveSettings, OptimSettings
-from cl_video3d.cecl.training import Clips, clip_shape, train_echo, training_set
+from cl_video3d.cecl.system import EchoSystem, ObjectiveSettings
 from cl_video3d.cecl.views import ViewSettings, echo_preserving_view, simclr_view
-from cl_video3d.video.manifest import read_manifest
 from contrastive_core.errors import InputError
 from contrastive_core.losses import clip_loss, soft_info_nce
 from contrastive_core.training import RunFolder, TrainSettings
+from contrastive_core.weights import save_weights
 
 SHORT = TrainSettings(steps=2, progress=False, log_every=1, threads=1)
 
@@ -28,11 +25,8 @@ def rows(n, d, seed):
 
 
 @pytest.fixture(scope="module")
-def echoes(videos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("model") / "echo"
-    settings = ClipSettings(frames=8, size=64, clips=4)
-    extract(read_manifest(videos), out, clips=settings, echo=EchoSettings(residuals=True), progress=False)
-    return read_store(out).at()
+def echoes(echo_folder):
+    return dataclasses.replace(read_echoes(echo_folder).at())
 
 
 # --- invariants 1 and 2 -----------------------------------------------------------------------------------------------
@@ -125,7 +119,7 @@ def test_reversed_views_are_an_option():
     assert {round(float(echo_preserving_view(clip, plain, generator(s))[0, 0, 0, 0] * 255)) for s in range(12)} == {0}
 
 
-@pytest.mark.parametrize("settings", [{"size": 8}, {"frames": 2}, {"luma": -1.0}])
+@pytest.mark.parametrize("settings", [{"size": 8}, {"frames": 2}, {"luma": -1.0}, {"luma": float("nan")}])
 def test_views_that_cannot_be_are_refused(settings):
     with pytest.raises(InputError, match="--views"):
         ViewSettings(**settings)
@@ -150,10 +144,8 @@ def test_towers_take_any_size_and_see_motion():
 
 def test_embedding_is_the_mean_over_a_grid_of_views():
     torch.manual_seed(0)
-    model = EchoModel(ModelConfig())
+    encoder = EchoEncoder(EchoModel(ModelConfig()), view=(4, 32, 32), cut=ClipSettings(frames=8, size=64))
     clips = np.random.default_rng(0).integers(0, 256, (3, 8, 64, 64), dtype=np.uint8)
-    found = embed_clips(model, clips, (4, 32, 32), batch=2)
-    model.eval()
     views = [
         torch.from_numpy(clips[:, t : t + 4, y : y + 32, x : x + 32]).float() / 255
         for t in (0, 4)
@@ -161,21 +153,25 @@ def test_embedding_is_the_mean_over_a_grid_of_views():
         for x in (0, 32)
     ]
     with torch.inference_mode():
-        expected = torch.stack([model.encoder(view) for view in views]).mean(0)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
-    assert embed_clips(model, clips, (8, 64, 64)).shape == (3, 128)
+        expected = torch.stack([encoder.model.encoder(view) for view in views]).mean(0)
+    np.testing.assert_allclose(encoder.embed(clips, batch=2), expected.numpy(), atol=1e-5)
+    assert encoder.embed(clips[:0]).shape == (0, 128)
+    with pytest.raises(InputError, match="smaller than a view"):
+        encoder.embed(clips[:, :, :16])
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def trained(echoes, folder, settings=None, **options):
-    with RunFolder.create(folder, {}, overwrite=True) as run:
-        objective = ObjectiveSettings(**options)
-        train = SHORT if settings is None else settings
-        model = train_echo(echoes, run=run, objective=objective, batch_size=8, train=train)
-        rows = [row["loss"] for row in run.metrics() if "loss" in row]
-    return model, rows
+def trained(echoes, run=None, training=SHORT, **options):
+    settings = Settings(objective=ObjectiveSettings(**options), batch_size=8, training=training)
+    return train_echo(echoes, settings, run, split="train")
+
+
+def logged(echoes, folder, training=SHORT, **options):
+    with RunFolder.create(folder, {}) as run:
+        encoder = trained(echoes, run, training, **options)
+        return encoder, run.metrics()
 
 
 @pytest.mark.parametrize(
@@ -195,54 +191,107 @@ def trained(echoes, folder, settings=None, **options):
     ids=lambda options: " ".join(map(str, options.values())),
 )
 def test_every_objective_trains(echoes, tmp_path, options):
-    model, losses = trained(echoes, tmp_path / "run", **options)
-    assert len(losses) == 2
-    assert np.isfinite(losses).all()
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+    encoder, rows = logged(echoes, tmp_path / "run", **options)
+    assert len(rows) == 2
+    for row in rows:
+        terms = [value for name, value in row.items() if name.startswith("loss_")]
+        assert np.isfinite(row["loss"])
+        assert not terms or sum(terms) == pytest.approx(row["loss"], rel=1e-5)
+    assert all(torch.isfinite(p).all() for p in encoder.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "trains", "spares"),
+    [
+        ({"target": "soft"}, {"model", "tower"}, set()),
+        ({"target": "hard", "queue": 16}, {"model", "tower"}, {"queue"}),
+        ({"target": "kernel-views"}, {"model"}, set()),
+        ({"target": "echo-residual"}, {"model", "residual_tower"}, set()),
+        ({"echo": "both"}, {"model", "tower", "residual_tower"}, set()),
+        ({"method": "simclr"}, {"model"}, set()),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_each_objective_moves_its_towers(echoes, options, trains, spares):
+    """Every parameter of the towers it has gets a gradient, and no other tower exists."""
+    torch.manual_seed(0)
+    part = echoes.part("train")
+    system = EchoSystem(EchoModel(ModelConfig()), part, Settings(objective=ObjectiveSettings(**options)))
+    clips = torch.from_numpy(np.ascontiguousarray(part.pixels(range(8))[:, :, :64]))
+    for _ in range(2):  # the second time a queue is filled
+        system.zero_grad()
+        terms = system.losses(torch.arange(8), clips, generator())
+    torch.autograd.backward(list(terms.values()))
+    assert {name.partition(".")[0] for name, _ in system.named_parameters()} == trains
+    for name, parameter in system.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name
+    for name in spares:
+        assert len(getattr(system, name)) == 16
 
 
 def test_training_brings_clips_next_to_their_echoes(echoes, tmp_path):
     long = TrainSettings(steps=40, progress=False, log_every=1, threads=1)
-    model, losses = trained(echoes, tmp_path / "run", long)
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.1
+    everything = dataclasses.replace(echoes, clips=tuple(dataclasses.replace(clip, split="") for clip in echoes.clips))
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        encoder = train_echo(everything, Settings(batch_size=8, training=long), run)
+        losses = [row["loss"] for row in run.metrics()]
+    assert encoder.split == "all"
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.1
     from scipy.stats import spearmanr
 
-    y = np.ascontiguousarray(echoes.pixels(range(len(echoes)))[:, :, :64])
-    z = embed_clips(model, y, (4, 32, 32))
+    z = encoder.embed_echoes(echoes)
     rate = np.log2(echoes.measured["bpp"][:, 1])
     distance = [np.linalg.norm(v[:, None] - v[None], axis=-1)[np.triu_indices(len(z), 1)] for v in (z, rate[:, None])]
     assert spearmanr(*distance).statistic > 0.4  # near in embedding, near in rate
 
 
-def test_training_repeats_bit_for_bit(echoes, tmp_path):
-    first, second = (trained(echoes, tmp_path / name)[0].state_dict() for name in ("a", "b"))
+def test_training_in_memory_and_in_a_folder_is_the_same(echoes, tmp_path):
+    """Bit for bit, and the global generator is left as it was."""
+    before = torch.get_rng_state()
+    held = dataclasses.replace(echoes, frames=echoes.pixels(range(len(echoes))), folder=tmp_path)
+    first, second = (e.model.state_dict() for e in (trained(held), logged(echoes, tmp_path / "run")[0]))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_sets_too_large_for_memory_are_read_as_needed(echoes, monkeypatch):
     whole = training_set(echoes)
-    monkeypatch.setattr("cl_video3d.cecl.training._IN_MEMORY", 0)
+    monkeypatch.setattr("cl_video3d.cecl.data._IN_MEMORY", 0)
     lazy = training_set(echoes)
-    assert isinstance(lazy, Clips)
+    assert type(lazy) is not type(whole)
     assert len(lazy) == len(whole) == len(echoes)
     for index in (0, 7):
         for a, b in zip(lazy[index], whole[index], strict=True):
             assert torch.equal(a, b)
-    assert clip_shape(echoes) == (8, 64, 64)
+    assert echoes.clip_shape() == (8, 64, 64)
 
 
-def test_models_are_saved_whole(echoes, tmp_path):
-    model, _ = trained(echoes, tmp_path / "run")
-    with RunFolder.create(tmp_path / "kept", {}) as run:
-        save_model(model, run, {"view": [4, 32, 32]})
-    again, uses = load_model(tmp_path / "kept")
-    assert uses["view"] == [4, 32, 32]
-    clips = echoes.pixels([0, 1])[:, :, :64]
-    np.testing.assert_array_equal(embed_clips(again, clips, (4, 32, 32)), embed_clips(model, clips, (4, 32, 32)))
-    with RunFolder.create(tmp_path / "other", {}) as run:
-        run.save_model({}, {"kind": "mpcl"})
-    with pytest.raises(InputError, match="another method"):
-        load_model(tmp_path / "other")
+def test_encoders_are_saved_whole(echoes, tmp_path):
+    encoder = trained(echoes)
+    encoder.save(tmp_path / "kept")
+    again = EchoEncoder.load(tmp_path / "kept", device="cpu")
+    assert (again.view, again.cut, again.codec, again.split) == ((4, 32, 32), echoes.cut, "h264", "train")
+    assert again.fingerprint() == encoder.fingerprint()
+    np.testing.assert_array_equal(again.embed_echoes(echoes), encoder.embed_echoes(echoes))
+    save_weights(tmp_path / "other", {}, {"kind": "mpcl"})
+    with pytest.raises(InputError, match="holds no cecl"):
+        EchoEncoder.load(tmp_path / "other")
+    for name, value in (("view", "wide"), ("config", {"network": "huge"}), ("clips", {})):
+        save_weights(
+            tmp_path / "bad", encoder.model.state_dict(), {"kind": "cecl", **encoder.description(), name: value}
+        )
+        with pytest.raises(InputError, match="bad"):
+            EchoEncoder.load(tmp_path / "bad")
+
+
+def test_the_readme_in_python():
+    """Five lines on arrays: echoes of clips in memory, an encoder, embeddings."""
+    rng = np.random.default_rng(0)
+    clips = rng.integers(16, 236, (6, 8, 96, 64), dtype=np.uint8)
+    echoes = measure_clips(clips)
+    encoder = train_echo(echoes, Settings(batch_size=4, training=SHORT))
+    assert encoder.embed(clips[:, :, :64]).shape == (6, 128)
 
 
 @pytest.mark.parametrize(
@@ -253,8 +302,8 @@ def test_models_are_saved_whole(echoes, tmp_path):
         (ObjectiveSettings, {"view_weight": -1.0}, "--view-weight"),
         (ObjectiveSettings, {"method": "simclr", "queue": 8}, "--queue"),
         (ObjectiveSettings, {"target": "kernel-views", "queue": 8}, "--queue"),
-        (OptimSettings, {"lr": 0.0}, "--optim.lr"),
-        (OptimSettings, {"warmup": 1.0}, "--optim.warmup"),
+        (ObjectiveSettings, {"temperature": float("nan")}, "--temperature"),
+        (Settings, {"batch_size": 1}, "--batch-size"),
         (ModelConfig, {"projection": 1}, "--projection"),
     ],
 )
@@ -264,7 +313,51 @@ def test_settings_out_of_range_are_refused(kind, options, text):
     assert text in str(error.value)
 
 
-def test_too_few_clips_are_refused(echoes, tmp_path):
-    for part, size in ((echoes.take([0]), 8), (echoes, 1)):
-        with RunFolder.create(tmp_path / f"run{size}", {}) as run, pytest.raises(InputError, match="two clips"):
-            train_echo(part, run=run, batch_size=size, train=SHORT)
+def test_clips_that_cannot_be_trained_on_are_refused(echoes, echo_folder):
+    with pytest.raises(InputError, match="two clips"):
+        train_echo(echoes.take([0]), Settings(training=SHORT))
+    with pytest.raises(InputError, match="no clips of that split"):
+        train_echo(echoes, Settings(training=SHORT), split="val")
+    with pytest.raises(InputError, match="smaller than a view"):
+        train_echo(echoes, Settings(training=SHORT, views=ViewSettings(size=96)))
+    shards = sorted({clip.residual_shard for clip in echoes.clips})
+    bare = dataclasses.replace(
+        echoes, clips=tuple(dataclasses.replace(clip, residual_shard="") for clip in echoes.clips)
+    )
+    assert all(shards)
+    with pytest.raises(InputError, match="not kept"):
+        trained(bare, echo="residual")
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def _loss_of_a_process(rank, world, folder, options, queue):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    everything = [rows(6, 5, seed) for seed in (0, 1, 2)]
+    own = slice(0, 4) if rank == 0 else slice(4, 6)  # parts of unlike size
+    z, partner = (each[own].clone().requires_grad_() for each in everything[:2])
+    loss = echo_loss(z, partner, everything[2][own], gather=True, queue=queue, **options)
+    loss.backward()
+    torch.save((loss.detach(), z.grad / world, partner.grad / world), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("target", ["soft", "hard"])
+def test_two_processes_have_the_loss_of_one(tmp_path, target):
+    """With a queue; gradients are averaged over processes, as in data-parallel training."""
+    queue = (rows(3, 5, 7), rows(3, 5, 8))
+    z, partner, echo = (rows(6, 5, seed) for seed in (0, 1, 2))
+    z.requires_grad_()
+    partner.requires_grad_()
+    loss = echo_loss(z, partner, echo, target=target, queue=queue)
+    loss.backward()
+    torch.multiprocessing.start_processes(
+        _loss_of_a_process, (2, str(tmp_path), {"target": target}, queue), nprocs=2, start_method="fork"
+    )
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for part in parts:
+        torch.testing.assert_close(part[0], loss.detach())
+    for place, expected in ((1, z.grad), (2, partner.grad)):
+        torch.testing.assert_close(torch.cat([part[place] for part in parts]), expected)

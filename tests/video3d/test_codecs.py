@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from cl_video3d.video import bitstream, quality
-from cl_video3d.video.bjontegaard import bd_quality, bd_rate, in_words, increasing
-from cl_video3d.video.encoding import DEFAULT_PRESET, EncodeSetting, available_codecs, encode
+from cl_video3d.video.bjontegaard import bd_quality, bd_rate, in_words, increasing, read_curves
+from cl_video3d.video.encoding import DEFAULT_PRESET, EncodeSetting, available_codecs, command_line, encode
 from cl_video3d.video.reading import luma
 from contrastive_core.errors import InputError
 
-from .conftest import moving, planar, texture
+from .conftest import film, moving, planar, texture, write
 
 CODECS = ("h264", "hevc", "av1", "vp9")
 
@@ -74,6 +74,36 @@ def test_operating_points_that_cannot_be_are_refused(settings, text):
 def test_frames_too_small_for_an_encoder_are_refused():
     with pytest.raises(InputError, match="too small"):
         encode(planar(np.zeros((4, 32, 32))), EncodeSetting("av1", "8"))
+
+
+def test_frames_that_are_no_planes_are_refused():
+    for shape in ((0, 96, 64), (4, 95, 64), (4, 96, 63)):
+        with pytest.raises(InputError, match=r"planar 4:2:0"):
+            encode(np.zeros(shape, dtype=np.uint8), EncodeSetting())
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_commands_encode_at_their_size_and_rate(codec, tmp_path):
+    import shlex
+    import subprocess
+
+    import imageio_ffmpeg
+    from cl_video3d.video import probe
+
+    source = write(tmp_path / "a film.mp4", film(20, 128, 160))
+    crf = 24 if codec in ("h264", "hevc") else 30
+    out = tmp_path / ("out.webm" if codec == "vp9" else "out.mp4")
+    setting = EncodeSetting(codec, DEFAULT_PRESET[codec], "crf", crf)
+    words = shlex.split(command_line(setting, str(source), str(out), size=(80, 64), kbps=500))
+    assert words[0] == "ffmpeg"
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *words[1:]], check=True)
+    video = probe(out)
+    assert (video.codec.removeprefix("lib"), video.width, video.height, video.frames) == (
+        {"av1": "dav1d"}.get(codec, codec),
+        80,
+        64,
+        20,
+    )
 
 
 # --- bits -------------------------------------------------------------------------------------------------------------
@@ -201,3 +231,53 @@ def test_words_say_what_signs_mean():
     assert "saves 20.0 %" in in_words(bd_rate(CURVE, cheaper), bd_quality(CURVE, cheaper))
     assert "costs 25.0 %" in in_words(bd_rate(cheaper, CURVE), bd_quality(cheaper, CURVE))
     assert "gains" in in_words(bd_rate(CURVE, cheaper), bd_quality(CURVE, cheaper))
+
+
+# --- curves from files ------------------------------------------------------------------------------------------------
+
+
+def curve_file(folder, name, text):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_curves_are_of_one_unit_and_measure(tmp_path):
+    both = "kbps,psnr,vmaf\n1000,30,60\n2000,33,70\n4000,36,80\n8000,39,90\n"
+    a = curve_file(tmp_path, "a.csv", both)
+    b = curve_file(tmp_path, "b.csv", both.replace("30,60", "31,55").replace("33,70", "34,65"))
+    with pytest.raises(InputError, match="several columns of quality"):
+        read_curves(a, b)
+    first, second, unit = read_curves(a, b, quality="VMAF")
+    assert unit == "points of VMAF"
+    np.testing.assert_array_equal(first, [[1000, 60], [2000, 70], [4000, 80], [8000, 90]])
+    assert second[0, 1] == 55
+    assert read_curves(a, b, quality="psnr")[0][0, 1] == 30
+    plain = curve_file(tmp_path, "plain.csv", "rate,quality\n1,30\n2,33\n4,36\n8,39\n")
+    assert read_curves(plain, plain)[2] == "of quality"
+    for text, message in (
+        ("bpp,psnr\n0.02,30\n0.04,33\n", "differ in rate"),
+        ("kbps,vmaf\n1000,30\n2000,33\n", "differ in quality"),
+    ):
+        alone = curve_file(tmp_path, "alone.csv", "kbps,psnr\n1000,30\n2000,33\n")
+        with pytest.raises(InputError, match=message):
+            read_curves(alone, curve_file(tmp_path, "other.csv", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "lacks a column"),
+        ("kbps,psnr\n", "lacks a column"),
+        ("kbps,psnr\nmany,good\n", "line 2"),
+        ("kbps,psnr\n1,30\n0,33\n", "line 3"),
+        ("kbps,psnr\n1,30\n2,nan\n", "line 3"),
+        ("kbps,psnr\n-1,30\n", "line 2"),
+        ("kbps,psnr\n1000,25,30,10\n", "4 cells, 2 columns"),
+    ],
+)
+def test_curves_that_are_none_are_refused(tmp_path, text, message):
+    path = curve_file(tmp_path, "curve.csv", text)
+    with pytest.raises(InputError) as error:
+        read_curves(path, path)
+    assert message in str(error.value)
+    assert "curve.csv" in str(error.value)

@@ -121,10 +121,7 @@ def _arms(curves: EchoSet, frames: np.ndarray, epochs: int) -> tuple[dict[str, A
     def scores(arm: str, seed: int) -> dict[str, float]:
         folds = []
         for fold in make_folds(curves, folds=_FOLDS, clusters=_CLUSTERS, seed=seed):
-            if arm in fixed:
-                features = fixed[arm]
-            else:
-                features = _embedded(_ARMS[arm], curves.take(fold.train), y, epochs, seed)
+            features = fixed[arm] if arm in fixed else _embedded(_ARMS[arm], curves.take(fold.train), y, epochs, seed)
             folds.append(score_features(features, curves, fold, seed=seed))
         return mean_scores(folds)
 

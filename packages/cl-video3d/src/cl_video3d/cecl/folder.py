@@ -19,6 +19,8 @@ from cl_video3d.cecl.echo import EchoSettings
 from cl_video3d.video.encoding import EncodeSetting
 from cl_video3d.video.manifest import Entry, check_disjoint
 
+READ_WAIT = 10.0
+"""Seconds a reader waits for another process to have read or written."""
 TABLES = ("clips.parquet", "echo.parquet")
 
 
@@ -116,7 +118,7 @@ def read_echoes(folder: Path | str) -> EchoSet:
                 why=f"{name} is missing",
                 remedy="name the OUT of an encode-echo that has ended",
             )
-    with folder_lock(folder, wait=10.0):
+    with folder_lock(folder, wait=READ_WAIT):
         echoes = _read_tables(folder)
     check_disjoint(echoes.groups, [clip.split for clip in echoes.clips], where=folder)
     return echoes

@@ -228,7 +228,7 @@ def encode(frames: UInt8[np.ndarray, "t rows w"], setting: EncodeSetting, *, fps
     require_codec(setting.codec)
     count, rows, width = frames.shape
     height = rows * 2 // 3
-    if not count or rows % 3 or height % 2 or width % 2:
+    if not count or rows % 3 or width % 2:
         raise InputError(
             "the frames are no planar 4:2:0",
             where="frames",
