@@ -91,7 +91,7 @@ def test_training_learns(place):
         return losses[-1]
 
     still = ViewSettings(jitter_share=0.0, gray=0.0)  # here brightness is the class
-    settings = tiny_settings("cfa", batch_size=24, views=still, training=TrainSettings(steps=60, progress=False))
+    settings = tiny_settings("cfa", batch_size=24, views=still, training=TrainSettings(steps=40, progress=False))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FactorSystem, "training_step", remember)
         train_factors(images, settings)
@@ -273,4 +273,4 @@ def test_backbones_of_both_libraries(name, width):
 
 def test_images_smaller_than_the_network_allows_are_refused():
     with pytest.raises(InputError, match="does not take images of this size"):
-        FactorModel(ModelConfig(method="cfa", backbone="torchvision:vgg11", image_size=16, factors=4))
+        FactorModel(ModelConfig(method="cfa", backbone="torchvision:alexnet", image_size=16, factors=4))
