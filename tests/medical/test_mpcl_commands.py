@@ -9,6 +9,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from cl_medical.mpcl.inference import Segmenter
 from cl_medical.volumes import DataOptions, DataPlan, read_cases, read_image, write_nifti
@@ -312,7 +313,7 @@ def test_bad_input_is_refused_and_leaves_nothing(trained, tmp_path, capsys):
     assert "missing" in refused(capsys, "train", tmp_path / "nothing", out, *TINY)
     assert "already holds a run" in refused(capsys, "train", data, trained / "run", *TINY)
     assert "--device" in refused(capsys, "evaluate", trained / "run", data, "--device", "warp")
-    assert "no finished run" in refused(capsys, "evaluate", tmp_path, data)
+    assert "holds no model" in refused(capsys, "evaluate", tmp_path, data)
     assert not out.exists()
 
 
@@ -431,11 +432,11 @@ def test_predict_names_volumes_in_folders_of_their_own(trained, tmp_path, capsys
     np.testing.assert_allclose(theirs, (np.asarray(scan.affine) @ [5, 3, 4, 1])[:3], atol=1e-3)
 
 
-def test_anonymised_series_of_one_patient_id_can_be_prepared(tmp_path):
+def test_anonymised_series_of_one_patient_id_can_be_prepared(tmp_path, capsys):
     for index in range(4):
         series(tmp_path / "raw" / "images" / f"s{index}")
         scan = read_image(tmp_path / "raw" / "images" / f"s{index}")
         write_nifti(tmp_path / "raw" / "labels" / f"s{index}.nii.gz", (scan.numpy()[0] > 0).astype(np.uint8), scan)
-    with pytest.warns(ContrastiveWarning, match="all 4 cases name the patient 'patient-7'"):
-        assert run("prepare", tmp_path / "raw", tmp_path / "out", "--labelled", 2, "--test", 1) == 0
+    assert run("prepare", tmp_path / "raw", tmp_path / "out", "--labelled", 2, "--test", 1) == 0
+    assert "note: all 4 cases name the patient 'patient-7'" in capsys.readouterr().err
     assert len({case.patient for case in read_cases(tmp_path / "out").cases.values()}) == 4
