@@ -81,7 +81,7 @@ def fit(
         Terminated: After SIGTERM, likewise.
     """
     order = order_of(train_data)
-    order.share(settings.devices)
+    order.share(settings.devices * settings.num_nodes)
     total = settings.total_steps(order.per_epoch)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -163,6 +163,7 @@ def _trainer(
         trainer = L.Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
+            num_nodes=settings.num_nodes,
             strategy=settings.strategy,
             precision=settings.precision,  # type: ignore[arg-type]
             max_steps=total,

@@ -13,7 +13,8 @@ class TrainSettings:
         epochs: Passes over the training data; ignored when ``steps`` is given.
         steps: Optimiser steps.
         seed: Seed of data order, dropout and augmentation.
-        devices: Number of devices; each has a process, and a batch is divided among them.
+        devices: Number of devices of a machine; each has a process, and a batch is divided among all of them.
+        num_nodes: Number of machines.
         accelerator: Lightning accelerator: ``auto``, ``cpu``, ``gpu``.
         strategy: Lightning strategy: ``auto``, ``ddp``, ``fsdp``.
         precision: Lightning precision: ``32-true``, ``bf16-mixed``, ``16-mixed``.
@@ -33,6 +34,7 @@ class TrainSettings:
     steps: int | None = None
     seed: int = 0
     devices: int = 1
+    num_nodes: int = 1
     accelerator: str = "auto"
     strategy: str = "auto"
     precision: str = "32-true"
@@ -48,7 +50,7 @@ class TrainSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "devices", "accumulate", "log_every", "checkpoint_every", "validate_every"):
+        for name in ("epochs", "devices", "num_nodes", "accumulate", "log_every", "checkpoint_every", "validate_every"):
             _check(name, getattr(self, name), 1, 10**9)
         if self.steps is not None:
             _check("steps", self.steps, 1, 10**12)
