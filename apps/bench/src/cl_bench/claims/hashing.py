@@ -13,9 +13,10 @@ from cl_retrieval.gnah import GNAHConfig, ObjectiveSettings, Settings, train_gna
 from cl_retrieval.hashing.baselines import DJSRHSettings, LinearHash, cca_itq, itq, random_projection, train_djsrh
 from cl_retrieval.hashing.codes import Hashes
 from cl_retrieval.hashing.data import default_encoder
+from cl_retrieval.pairs.checks import one_hot
 from cl_retrieval.pairs.embedding import embed_pairs
 from cl_retrieval.pairs.emoji import openmoji
-from cl_retrieval.pairs.features import PairFeatures, one_hot
+from cl_retrieval.pairs.features import PairFeatures
 from cl_retrieval.pairs.raw import open_image, read_pairs
 from cl_retrieval.pairs.samples import fit_sample_encoder
 from contrastive_core.data import safe_extract

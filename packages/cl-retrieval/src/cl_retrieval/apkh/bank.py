@@ -17,7 +17,8 @@ from cl_retrieval.apkh.prompts import PromptOptions, ResidualCentres, context_ce
 from cl_retrieval.encoders import load_encoder
 from cl_retrieval.hashing.data import FeatureOptions, default_encoder, training_features
 from cl_retrieval.pairs.arrays import read_arrays
-from cl_retrieval.pairs.features import PairFeatures, check_width, unit_rows
+from cl_retrieval.pairs.checks import check_width, unit_rows
+from cl_retrieval.pairs.features import PairFeatures
 
 
 def first_centres(bank: Bank, features: PairFeatures, options: PromptOptions, *, device: str) -> nn.Module:

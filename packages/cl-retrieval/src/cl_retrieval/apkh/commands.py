@@ -36,7 +36,7 @@ def train(
     out: Path,
     *,
     source: Source = FeatureOptions(),
-    split: Annotated[SplitOptions, Flat] = SplitOptions(),
+    splitting: Annotated[SplitOptions, Flat] = SplitOptions(),
     settings: Annotated[Settings, Flat] = Settings(),
     resume: bool = False,
     overwrite: bool = False,
@@ -48,22 +48,22 @@ def train(
             needs the encoder it was made with, or the attributes' own features.
         out: Run folder.
         source: Encoder.
-        split: Training pairs and queries.
+        splitting: Training pairs and queries.
         settings: Attributes, kernels and head, objective, length.
         resume: Continue an interrupted run.
         overwrite: Replace an old run.
     """
     with RunFolder.create(out, options_of(train, locals()), resume=resume, overwrite=overwrite) as run:
         features = training_features(data, source)
-        division = split.draw(features)
+        split = splitting.draw(features)
         bank = read_bank(settings.prompts.attributes, settings.prompts.template)
         leaked = report_overlap(bank, features, strict=settings.prompts.strict_zero_shot)
-        hashes = train_apkh(division.training(features, data), settings, run, bank=bank, device=source.device)
+        hashes = train_apkh(split.training(features, data), settings, run, bank=bank, device=source.device)
         hashes.save(run)
-        division.write(run)
-        results = evaluate_if_labelled(hashes, features, division, where=data)
+        split.write(run)
+        results = evaluate_if_labelled(hashes, features, split, where=data)
         run.write_results(results)
-        report = training_report(run, hashes, features, division, results, where=data)
+        report = training_report(run, hashes, features, split, results, where=data)
         report.facts({"attributes that name classes": ", ".join(leaked) or "none"})
         report.write(run.report)
     print(f"model in {out}, report in {run.report}")
@@ -73,7 +73,7 @@ def tune(
     data: Path,
     *,
     source: Source = FeatureOptions(),
-    split: Annotated[SplitOptions, Flat] = SplitOptions(),
+    splitting: Annotated[SplitOptions, Flat] = SplitOptions(),
     settings: Annotated[Settings, Flat] = Settings(),
     variances: tuple[float, ...] = (0.03, 0.05, 0.1),
     temperatures: tuple[float, ...] = (0.2, 0.5),
@@ -87,7 +87,7 @@ def tune(
     Args:
         data: Pairs or features.
         source: Encoder.
-        split: Training pairs, a fifth of which is held out.
+        splitting: Training pairs, a fifth of which is held out.
         settings: What all have in common.
         variances: Widths of the kernels; like the others, given once a value.
         temperatures: Temperatures of the contrast.
@@ -109,7 +109,7 @@ def tune(
         return train_apkh(pairs, changed, bank=bank, centres=copy.deepcopy(start))
 
     grid = {"variance": variances, "temperature": temperatures, "align_weight": align_weights}
-    outcome = tune_pairs(features, split.draw(features), grid, trained, where=data)
+    outcome = tune_pairs(features, splitting.draw(features), grid, trained, where=data)
     if out is not None:
         write_json(out / "tune.json", outcome)
     print_rows(outcome["results"], json=json)

@@ -31,7 +31,7 @@ def train(
     out: Path,
     *,
     source: Source = FeatureOptions(),
-    split: Annotated[SplitOptions, Flat] = SplitOptions(),
+    splitting: Annotated[SplitOptions, Flat] = SplitOptions(),
     settings: Annotated[Settings, Flat] = Settings(),
     resume: bool = False,
     overwrite: bool = False,
@@ -42,20 +42,20 @@ def train(
         data: Feature file (.npz, .npy, .mat, .h5), or pairs as for prepare.
         out: Run folder.
         source: Encoder.
-        split: Training pairs and queries.
+        splitting: Training pairs and queries.
         settings: Hash functions, objective, length.
         resume: Continue an interrupted run.
         overwrite: Replace an old run.
     """
     with RunFolder.create(out, options_of(train, locals()), resume=resume, overwrite=overwrite) as run:
         features = training_features(data, source)
-        division = split.draw(features)
-        hashes = train_gnah(division.training(features, data), settings, run)
+        split = splitting.draw(features)
+        hashes = train_gnah(split.training(features, data), settings, run)
         hashes.save(run)
-        division.write(run)
-        results = evaluate_if_labelled(hashes, features, division, where=data)
+        split.write(run)
+        results = evaluate_if_labelled(hashes, features, split, where=data)
         run.write_results(results)
-        training_report(run, hashes, features, division, results, where=data).write(run.report)
+        training_report(run, hashes, features, split, results, where=data).write(run.report)
     print(f"model in {out}, report in {run.report}")
 
 
@@ -63,7 +63,7 @@ def tune(
     data: Path,
     *,
     source: Source = FeatureOptions(),
-    split: Annotated[SplitOptions, Flat] = SplitOptions(),
+    splitting: Annotated[SplitOptions, Flat] = SplitOptions(),
     settings: Annotated[Settings, Flat] = Settings(),
     betas: tuple[float, ...] = (0.25, 0.5),
     gammas: tuple[float, ...] = (0.01, 0.03),
@@ -79,7 +79,7 @@ def tune(
     Args:
         data: Pairs or features.
         source: Encoder.
-        split: Training pairs, a fifth of which is held out.
+        splitting: Training pairs, a fifth of which is held out.
         settings: What all have in common.
         betas: First weights of the prototype alignment; like the others, given once a value.
         gammas: Its decays.
@@ -98,7 +98,7 @@ def tune(
         objective = dataclasses.replace(settings.objective, **setting)
         return train_gnah(pairs, dataclasses.replace(settings, objective=objective))
 
-    outcome = tune_pairs(features, split.draw(features), grid | ({"k": ks} if ks else {}), trained, where=data)
+    outcome = tune_pairs(features, splitting.draw(features), grid | ({"k": ks} if ks else {}), trained, where=data)
     if out is not None:
         write_json(out / "tune.json", outcome)
     print_rows(outcome["results"], json=json)

@@ -129,8 +129,8 @@ class GNAHSystem(HashingSystem):
         pooled = torch.cat([model.prepare(fx, "image"), model.prepare(fy, "text")]).numpy().astype(np.float64)
         labels, centres = np.zeros(len(pooled), np.int64), np.zeros((1, model.dim), np.float32)
         if settings.objective.has_prototypes:
-            found = kmeans_prototypes(pooled, k=settings.objective.k, k_max=settings.objective.k_max, seed=seed)
-            labels, centres = found.assign(pooled), found.centres
+            clusters = kmeans_prototypes(pooled, k=settings.objective.k, k_max=settings.objective.k_max, seed=seed)
+            labels, centres = clusters.assign(pooled), clusters.centres
             self.purity = modality_purity(labels[: len(fx)], labels[len(fx) :], len(centres))
         self.register_buffer("prototypes", torch.from_numpy(centres).float())
         self.register_buffer("labels", torch.from_numpy(labels))

@@ -13,8 +13,9 @@ from jaxtyping import Float
 
 from cl_retrieval.encoders import DEFAULT_ENCODER, Encoder, load_encoder
 from cl_retrieval.hashing.inference import HashEncoder
+from cl_retrieval.pairs.checks import check_width
 from cl_retrieval.pairs.embedding import cached_features, encode_image_files, encode_sentences
-from cl_retrieval.pairs.features import PairFeatures, check_width, is_features, read_features
+from cl_retrieval.pairs.features import PairFeatures, is_features, read_features
 from cl_retrieval.pairs.raw import read_pairs
 
 

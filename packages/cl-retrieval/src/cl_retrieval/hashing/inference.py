@@ -15,7 +15,8 @@ from contrastive_core.weights import load_model, save_weights
 from jaxtyping import Float, UInt8
 
 from cl_retrieval.hashing.codes import binary_codes
-from cl_retrieval.pairs.features import Origin, PairFeatures, check_width, digest_arrays, unit_rows
+from cl_retrieval.pairs.checks import check_width, digest_arrays, unit_rows
+from cl_retrieval.pairs.features import Origin, PairFeatures
 
 E = TypeVar("E", bound="HashEncoder")
 

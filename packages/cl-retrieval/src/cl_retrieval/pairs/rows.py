@@ -10,7 +10,7 @@ import numpy as np
 from contrastive_core.errors import InputError
 from jaxtyping import UInt8
 
-from cl_retrieval.pairs.features import check_ids
+from cl_retrieval.pairs.checks import check_ids
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
