@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.foundations.conftest import TINY as _CFA
 from tests.foundations.conftest import tiny_cfa
 from tests.graphtext.conftest import tiny_promptgnn_sim
-from tests.medical.conftest import TINY, tiny_mpcl
+from tests.medical.conftest import tiny_mpcl
 from tests.retrieval.conftest import tiny_apkh, tiny_gnah
 from tests.video3d.conftest import tiny_cecl
 
@@ -34,9 +33,9 @@ class Verb:
 
     words: str
     data: Callable[[Path], Path]
-    options: tuple[str, ...]
+    options: str
     halves: tuple[str, int] | None = None
-    still: tuple[str, ...] | None = None
+    still: str | None = None
     contrasts: bool = True
     network: bool = True
 
@@ -50,7 +49,7 @@ class Verb:
         given = {option for option in options if option.startswith("--")}
         kept: list[str] = []
         taking = True
-        for word in self.options:
+        for word in self.options.split():
             if word.startswith("--"):
                 taking = word not in given
             if taking:
@@ -65,7 +64,7 @@ class Verb:
         return self.words
 
 
-QUICK = ("--seed", "3", "--no-progress", "--accelerator", "cpu", "--log-every", "1", "--checkpoint-every", "2")
+QUICK = " --seed 3 --no-progress --accelerator cpu --log-every 1 --checkpoint-every 2"
 
 
 def corpus(folder: Path) -> Path:
@@ -82,93 +81,46 @@ def series(folder: Path) -> Path:
     return folder / "series.npz"
 
 
+_HASHES = "--pairs 16 --queries 4 --bits 8 --hidden 16 --steps 6 --batch-size 8"
 VERBS = [
     Verb(
         "cl-signals mantis pretrain",
         corpus,
-        ("--preset", "tiny", "--steps", "6", "--batch-size", "8", *QUICK),
-        still=("--views.crop", "0"),
+        "--preset tiny --steps 6 --batch-size 8" + QUICK,
+        still="--views.crop 0",
     ),
     Verb(
         "cl-signals mantis train",
         series,
-        ("--mode", "scratch", "--preset", "tiny", "--length", "64", "--steps", "6", "--batch-size", "8", *QUICK),
+        "--mode scratch --preset tiny --length 64 --steps 6 --batch-size 8" + QUICK,
         contrasts=False,
     ),
     Verb(
         "cl-foundations cfa train",
         tiny_cfa,
-        (*_CFA[: _CFA.index("--no-progress")], "--steps", "6", "--batch-size", "8", *QUICK),
+        "--backbone tiny --image-size 16 --hidden 16 --factors 8 --steps 6 --batch-size 8" + QUICK,
     ),
     Verb(
         "cl-medical mpcl train",
         tiny_mpcl,
-        (*TINY[: TINY.index("--no-progress")], "--steps", "6", *QUICK),
+        "--network.width 4 --network.downsamplings 2 --patch 16 12 16 --stride 8 8 8 --batch-size 2 --labelled 2 --steps 6"
+        + QUICK,
         contrasts=False,
     ),
-    Verb(
-        "cl-retrieval gnah train",
-        tiny_gnah,
-        (
-            "--pairs",
-            "16",
-            "--queries",
-            "4",
-            "--bits",
-            "8",
-            "--hidden",
-            "16",
-            "--steps",
-            "6",
-            "--batch-size",
-            "8",
-            *QUICK,
-        ),
-    ),
+    Verb("cl-retrieval gnah train", tiny_gnah, _HASHES + QUICK, still="--variant pairwise"),
     Verb(
         "cl-retrieval apkh train",
         tiny_apkh,
-        (
-            "--pairs",
-            "16",
-            "--queries",
-            "4",
-            "--bits",
-            "8",
-            "--hidden",
-            "16",
-            "--steps",
-            "6",
-            "--batch-size",
-            "8",
-            *QUICK,
-        )
-        + ("--attributes", "{folder}/attributes.txt", "--attribute-features", "{folder}/attributes.npy"),
+        _HASHES
+        + " --attributes {folder}/attributes.txt --attribute-features {folder}/attributes.npy --variance auto"
+        + QUICK,
+        still="--no-smooth",
     ),
     Verb(
         "cl-graphtext promptgnn-sim train",
         tiny_promptgnn_sim,
-        (
-            "--features",
-            "{folder}/data.npy",
-            "--steps",
-            "6",
-            "--batch-size",
-            "8",
-            "--stages.warmup",
-            "2",
-            "--width",
-            "16",
-            "--heads",
-            "2",
-            "--fusion-heads",
-            "2",
-            *QUICK,
-        ),
+        "--features {folder}/data.npy --no-prompt --steps 6 --batch-size 8 --stages.warmup 2 --width 16 --heads 2 "
+        "--fusion-heads 2" + QUICK,
     ),
-    Verb(
-        "cl-video3d cecl train",
-        tiny_cecl,
-        ("--steps", "6", "--batch-size", "8", *QUICK),
-    ),
+    Verb("cl-video3d cecl train", tiny_cecl, "--steps 6 --batch-size 8" + QUICK),
 ]

@@ -146,7 +146,7 @@ def test_two_processes(verb, reference, tmp_path):
             without_dropout()
             exchanged = counting_exchanges()
             with contextlib.suppress(SystemExit):
-                verb.run(data, tmp_path / "two", *(verb.still or ()), "--devices", "2", "--strategy", "ddp")
+                verb.run(data, tmp_path / "two", *(verb.still or "").split(), "--devices", "2", "--strategy", "ddp")
             (tmp_path / f"exchanged-{rank}").write_text(str(exchanged[0]))
             return 0
 
@@ -162,7 +162,7 @@ def test_two_processes(verb, reference, tmp_path):
 
     def alone():
         without_dropout()
-        return verb.run(data, tmp_path / "one", *verb.still)
+        return verb.run(data, tmp_path / "one", *verb.still.split())
 
     assert forked(alone) == [0]
     for name, value in weights(tmp_path / "one").items():

@@ -24,7 +24,7 @@ def load_npy(path: Path | str) -> np.ndarray:
     """
     path = Path(path)
     with reading(path, "the array cannot be read", _REMEDY), path.open("rb") as file:
-        _check_header(file, path.stat().st_size, path.name)
+        _check_header(file, path.stat().st_size, str(path))
         return np.asarray(np.load(path, allow_pickle=False))
 
 
@@ -44,7 +44,7 @@ def load_npz(path: Path | str, names: Sequence[str] | None = None) -> dict[str, 
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 with archive.open(entry) as member:
-                    _check_header(member, entry.file_size, entry.filename)
+                    _check_header(member, entry.file_size, f"{path}, {entry.filename}")
         with np.load(path, allow_pickle=False) as bundle:
             missing = [name for name in names or () if name not in bundle.files]
             if missing:
