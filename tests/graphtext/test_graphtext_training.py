@@ -58,7 +58,7 @@ def same_weights(a, b):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "promptgnn-sim"])
 def test_baselines_learn_by_one_switch_and_come_back_from_disk(graph, features, tmp_path, method):
-    model = train_graph(graph, settings(method, 120 if method == "grace" else 30), x=features)
+    model = train_graph(graph, settings(method, 80 if method == "grace" else 25), x=features)
     assert accuracy(model, graph, x=features) > 0.75
     model.save(tmp_path / "s")
     again = GraphModel.load(tmp_path / "s", device="cpu")
@@ -155,7 +155,7 @@ def test_isolated_nodes_and_empty_texts_give_finite_predictions(graph):
     lonely = dataclasses.replace(graph, texts=texts, titles=("", "", *graph.titles[2:]), edges=graph.edges[:20])
     assert torch.isfinite(train_graph(lonely, settings(steps=15), encoders=words()).embed(lonely)).all()
     bare = dataclasses.replace(graph, edges=graph.edges[:0])
-    assert accuracy(train_graph(bare, settings(steps=25), encoders=words()), bare) > 0.8
+    assert accuracy(train_graph(bare, settings(steps=20), encoders=words()), bare) > 0.8
 
 
 def test_a_class_without_a_training_label_is_pointed_out(graph, features):

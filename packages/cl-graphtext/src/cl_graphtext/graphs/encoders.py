@@ -95,7 +95,7 @@ def attend(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
         for head in range(layer.heads):
-            mix = torch.sparse_csr_tensor(rows, edges[0], alpha[:, head].contiguous(), (n, n))
+            mix = torch.sparse_csr_tensor(rows, edges[0], alpha[:, head].contiguous(), (n, n), check_invariants=False)
             out[:, head] = mix @ hidden[:, head].contiguous()
     return out.flatten(1) + layer.bias
 

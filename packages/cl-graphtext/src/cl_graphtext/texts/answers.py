@@ -15,6 +15,12 @@ from contrastive_core.files import read_json, read_json_lines, write_json
 from cl_graphtext.texts.llm import ChatClient, LLMSettings, LocalModel
 from cl_graphtext.texts.tables import id_of, mended
 
+INSTRUCTION = (
+    "You summarise one item of a collection. Answer with one JSON object and nothing else, with the keys "
+    '"summary" (two sentences), "keywords" (five strings), "rationale" (one sentence) and, if the item ends in a '
+    'question, "label" (the choice that fits best, spelt as given).'
+)
+
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _REST_OF_THOUGHT = re.compile(r".*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
 _MOST_BRACES = 200
@@ -97,7 +103,9 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
         tries += 1
         try:
             value, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
+        except RecursionError:  # brackets without end
+            return
+        except ValueError:
             end = place + 1
         else:
             yield value
@@ -240,7 +248,7 @@ def load_summarizer(
         return None
     complete: Callable[[str], str]
     if settings.url is None:
-        complete = LocalModel(settings.model, new_tokens=settings.new_tokens, device=device)
+        complete = LocalModel(settings.model, new_tokens=settings.new_tokens, instruction=INSTRUCTION, device=device)
     else:
         complete = ChatClient(
             settings.url,
@@ -249,6 +257,7 @@ def load_summarizer(
             timeout=settings.timeout,
             attempts=settings.attempts,
             new_tokens=settings.new_tokens,
+            instruction=INSTRUCTION,
         )
     return LLMSummarizer(complete, settings.model, cache=cache, labels=labels, attempts=settings.attempts)
 

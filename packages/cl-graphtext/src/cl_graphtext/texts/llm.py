@@ -16,12 +16,6 @@ from contrastive_core.errors import InputError, reason, require
 from cl_graphtext.texts.encoders import loading
 from cl_graphtext.texts.tables import mended
 
-INSTRUCTION = (
-    "You summarise one item of a collection. Answer with one JSON object and nothing else, with the keys "
-    '"summary" (two sentences), "keywords" (five strings), "rationale" (one sentence) and, if the item ends in a '
-    'question, "label" (the choice that fits best, spelt as given).'
-)
-
 _LARGEST = 1 << 24
 """Bytes of an answer beyond which it is none."""
 
@@ -74,6 +68,7 @@ class ChatClient:
         timeout: Seconds a whole answer may take; a prompt takes at most ``attempts`` times as long, pauses included.
         attempts: Tries.
         new_tokens: Longest answer.
+        instruction: What it is told before every prompt.
         pause: Seconds before the second try.
 
     Raises:
@@ -90,10 +85,11 @@ class ChatClient:
         timeout: float = 60.0,
         attempts: int = 3,
         new_tokens: int = 256,
+        instruction: str = "",
         pause: float = 1.0,
     ) -> None:
         self.url, self.model, self.timeout, self.attempts, self.pause = url.rstrip("/"), model, timeout, attempts, pause
-        self.new_tokens = new_tokens
+        self.new_tokens, self.instruction = new_tokens, instruction
         self._check_url()
         key = None if key is None else key.strip()
         if key and not (key.isascii() and key.isprintable()):
@@ -179,7 +175,7 @@ class ChatClient:
             )
 
     def _body(self, prompt: str) -> dict[str, Any]:
-        messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": mended(prompt)}]
+        messages = _messages(self.instruction, mended(prompt))
         return {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.new_tokens}
 
 
@@ -212,19 +208,25 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
+def _messages(instruction: str, prompt: str) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": instruction}] if instruction else []
+    return [*system, {"role": "user", "content": prompt}]
+
+
 class LocalModel:
     """A causal language model of transformers on this machine, decoded greedily.
 
     Args:
         path: Local folder or hub id.
         new_tokens: Longest answer.
+        instruction: What it is told before every prompt.
         device: Torch device.
 
     Raises:
         InputError: The model cannot be loaded.
     """
 
-    def __init__(self, path: str, *, new_tokens: int = 256, device: str = "auto") -> None:
+    def __init__(self, path: str, *, new_tokens: int = 256, instruction: str = "", device: str = "auto") -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.device = pick_device(device)
@@ -232,7 +234,7 @@ class LocalModel:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             lm: Any = AutoModelForCausalLM.from_pretrained(path)
         self.lm = lm.to(self.device).eval()
-        self.model, self.new_tokens = path, new_tokens
+        self.model, self.new_tokens, self.instruction = path, new_tokens, instruction
 
     def __call__(self, prompt: str) -> str:
         """One answer."""
@@ -240,10 +242,10 @@ class LocalModel:
 
         prompt = mended(prompt)
         if self.tokenizer.chat_template:
-            messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
+            messages = _messages(self.instruction, prompt)
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         else:
-            text = f"{INSTRUCTION}\n\n{prompt}\n\n"
+            text = "\n\n".join([*filter(None, [self.instruction]), prompt, ""])
         tokens = self.tokenizer(text, return_tensors="pt")
         room = getattr(self.lm.config, "max_position_embeddings", 1 << 20) - self.new_tokens
         tokens = {name: tokens[name][:, -room:].to(self.device) for name in ("input_ids", "attention_mask")}
