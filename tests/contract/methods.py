@@ -103,8 +103,8 @@ VERBS = [
     Verb(
         "cl-medical mpcl train",
         tiny_mpcl,
-        "--network.width 4 --network.downsamplings 2 --patch 16 12 16 --stride 8 8 8 --batch-size 2 --labelled 2 --steps 6"
-        + QUICK,
+        "--network.width 4 --network.downsamplings 2 --patch 16 12 16 --stride 8 8 8 --batch-size 2 --labelled 2 "
+        "--steps 6" + QUICK,
         contrasts=False,
     ),
     Verb("cl-retrieval gnah train", tiny_gnah, _HASHES + QUICK, still="--variant pairwise"),
