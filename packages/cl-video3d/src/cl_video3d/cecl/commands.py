@@ -353,13 +353,13 @@ def bdrate(
         json: Print JSON instead of a sentence.
     """
     first, second, unit = read_curves(anchor, test, rate=rate, quality=quality)
-    deltas = [function(first, second, interpolation=interpolation) for function in (bd_rate, bd_quality)]
+    saving = bd_rate(first, second, interpolation=interpolation)
+    gain = bd_quality(first, second, interpolation=interpolation)
     if json:
-        named = dict(zip(("bd_rate", "bd_quality"), map(dataclasses.asdict, deltas), strict=True))
-        print(json_text({**named, "unit": unit}))
+        print(json_text({"bd_rate": dataclasses.asdict(saving), "bd_quality": dataclasses.asdict(gain), "unit": unit}))
     else:
-        numbers = f"BD-rate {deltas[0].value:+.2f} %, BD-quality {deltas[1].value:+.3f} {unit}"
-        print(f"{numbers}: {in_words(*deltas, unit)}")
+        numbers = f"BD-rate {saving.value:+.2f} %, BD-quality {gain.value:+.3f} {unit}"
+        print(f"{numbers}: {in_words(saving, gain, unit)}")
 
 
 def search(

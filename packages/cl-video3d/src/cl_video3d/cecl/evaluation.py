@@ -157,8 +157,8 @@ def score_features(
     predicted = ridge.predict(outside)
     middle = (log_rate.shape[1] - 1) // 2
     measured = log_rate[fold.test]
-    predicted_quality = RidgeCV(ALPHAS).fit(inside, quality[fold.train]).predict(outside)
-    own_rates, _ = rate_at_quality(predicted, predicted_quality, np.asarray(targets, dtype=np.float64))
+    curves = fit_predictor(x, y, log_rate[fold.train], quality[fold.train]).curves(held)
+    own_rates, _ = rate_at_quality(*curves, np.asarray(targets, dtype=np.float64))
 
     rates = ladder_rates(log_rate[fold.train], quality[fold.train], y, len(fold.clusters), targets)
     needed, _ = rate_at_quality(log_rate[fold.train], quality[fold.train], np.asarray(targets, dtype=np.float64))

@@ -270,9 +270,9 @@ class EmbeddingIndex:
         """
         if path.suffix != ".npz":
             raise InputError("embeddings are written as .npz", where=path, remedy="end the name in .npz")
-        names = {name: np.array(getattr(self, name), dtype=np.str_) for name in ("ids", "groups", "videos", "encoder")}
+        ids, groups, videos = (np.array(names, np.str_) for names in (self.ids, self.groups, self.videos))
         with atomic_write(path) as temporary:
-            np.savez(temporary, z=self.z, **names)
+            np.savez(temporary, z=self.z, ids=ids, groups=groups, videos=videos, encoder=np.array(self.encoder))
 
     @classmethod
     def load(cls, path: Path) -> "EmbeddingIndex":

@@ -304,7 +304,7 @@ class LadderPredictor:
         def arrays(prefix: str) -> dict[str, Any]:
             return {n.removeprefix(prefix): v.numpy() for n, v in state.items() if n.startswith(prefix)}
 
-        plain = {name: tuple(v) if isinstance(v, list) else v for name, v in about["clusters"].items()}
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in about["clusters"].items()}
         weights = {n.removeprefix("encoder."): v for n, v in state.items() if n.startswith("encoder.")}
         low, high = about["error"]
         return cls(

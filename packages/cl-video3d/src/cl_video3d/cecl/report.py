@@ -228,8 +228,9 @@ def example_frames(echoes: EchoSet, clusters: Int[np.ndarray, " n"], *, shown: i
         shown: Frames a row.
     """
     count = int(clusters.max()) + 1
-    figure = Figure(figsize=(1.15 * shown + 1.2, 1.2 * count + 0.2), layout="constrained")
+    figure = Figure(figsize=(1.15 * shown + 1.2, 1.2 * count + 0.2))
     grid = np.atleast_2d(figure.subplots(count, shown))
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.02, top=0.92, wspace=0.05, hspace=0.25)
     for cluster, row in enumerate(grid):
         chosen = _spread_over_sources(np.flatnonzero(clusters == cluster).tolist(), echoes.groups, shown)
         for axes, index in zip(row, [*chosen, *[None] * (shown - len(chosen))], strict=True):
@@ -253,6 +254,8 @@ def predicted_curves(each: Recommendation) -> Figure:
     steps = [(step.kbps, step.expected_quality) for step in each.steps]
     axes.plot(*zip(*steps, strict=True), "s", color="black", mfc="none", ms=8, label="steps")
     axes.set(xscale="log", xlabel="predicted rate, kbps", ylabel="predicted PSNR, dB")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.legend(frameon=False, fontsize=9)
     return figure
 

@@ -208,7 +208,7 @@ def _count(text: str, name: str, least: int, where: str) -> int | None:
 
 
 def _folder(folder: Path) -> list[Entry]:
-    paths, others = [], []
+    paths, others = list[Path](), list[Path]()
     for path in _files(folder):
         (paths if path.suffix.lower() in SUFFIXES else others).append(path)
     if not paths:
