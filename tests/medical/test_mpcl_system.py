@@ -359,3 +359,38 @@ def test_from_arrays_to_a_saved_segmenter_and_back(balls, tmp_path):
         in_memory([(image, np.zeros((3, 3, 3)))], classes=("a", "b"))
     with pytest.raises(InputError, match="no class"):
         in_memory([(image, np.full(image.shape, 2))], classes=("a", "b"))
+
+
+def _gradient(rank, world, folder):
+    """Gradient of one step, of this process's share of two labelled and four unlabelled patches."""
+    if world > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    made = system(classes=3, k=1, reliability="sum", masked=False)
+    torch.manual_seed(1)
+    images, labels = torch.rand(6, 1, 8, 8, 8), torch.randint(3, (2, 8, 8, 8))
+    labels[1][labels[1] == 2] = 0  # a class that one of the processes does not hold
+    mine = slice(rank * 2 // world, (rank + 1) * 2 // world), slice(2 + rank * 4 // world, 2 + (rank + 1) * 4 // world)
+    parts = [images[mine[0]], images[mine[1]]]
+    unknown = torch.full((len(parts[1]), 8, 8, 8), -1)
+    flags = torch.tensor([True] * len(parts[0]) + [False] * len(parts[1]))
+    made.training_step([torch.cat(parts), torch.cat([labels[mine[0]], unknown]), flags], 0).backward()
+    gradient = torch.cat([p.grad.flatten() for p in made.network.parameters()])
+    if world > 1:
+        torch.distributed.all_reduce(gradient)
+        torch.distributed.destroy_process_group()
+    torch.save(gradient / world, folder / f"{rank}-of-{world}.pt")
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    """With prototypes of all processes: one a class, so that nothing is drawn."""
+    context = torch.multiprocessing.get_context("fork")
+    workers = [context.Process(target=_gradient, args=(rank, 2, tmp_path)) for rank in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    _gradient(0, 1, tmp_path)
+    one, two = (torch.load(tmp_path / f"0-of-{world}.pt", weights_only=True) for world in (1, 2))
+    assert float(one.norm()) > 0.1
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
