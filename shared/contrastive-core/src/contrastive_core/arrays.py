@@ -4,7 +4,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def check_archive(path: Path) -> None:
         )
 
 
-def _check_header(file: BinaryIO | zipfile.ZipExtFile, size: int, name: str) -> None:
+def _check_header(file: IO[bytes], size: int, name: str) -> None:
     """The header's shape must be what the length holds; numpy reserves memory by the header alone."""
     version = np.lib.format.read_magic(file)  # type: ignore[arg-type]
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
