@@ -100,6 +100,7 @@ class MantisClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         token: Token read out.
         length: Length series are resized to.
         steps: Optimiser steps of every mode but ``head``.
+        epochs: Passes over the training data, instead of ``steps``.
         lr: Peak learning rate of AdamW in these modes.
         batch_size: Series in a batch of these modes.
         calibrate: Share of the training data held out to calibrate the probabilities.
@@ -117,6 +118,7 @@ class MantisClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         token: Token = "combined",
         length: int = 512,
         steps: int = 1000,
+        epochs: int | None = None,
         lr: float = 2e-3,
         batch_size: int = 256,
         calibrate: float = 0.0,
@@ -130,6 +132,7 @@ class MantisClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.token = token
         self.length = length
         self.steps = steps
+        self.epochs = epochs
         self.lr = lr
         self.batch_size = batch_size
         self.calibrate = calibrate
@@ -160,12 +163,17 @@ class MantisClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             calibrate=self.calibrate,
             batch_size=self.batch_size,
             optim=OptimSettings(lr=self.lr, weight_decay=0.05, decay="all"),
-            training=TrainSettings(steps=self.steps, seed=seed, progress=False),
+            training=self._training(seed),
         )
         encoder = _encoder(self.encoder) or (None if self.mode == "scratch" else _random_encoder(self.preset, seed))
         names = [str(name) for name in self.classes_.tolist()]
         self.classifier_: SeriesClassifier = train_classifier(x, numbers, names, settings, encoder=encoder)
         return self
+
+    def _training(self, seed: int) -> TrainSettings:
+        if self.epochs is not None:
+            return TrainSettings(epochs=self.epochs, seed=seed, progress=False)
+        return TrainSettings(steps=self.steps, seed=seed, progress=False)
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Class probabilities ``[n k]``, columns in the order of ``classes_``."""
