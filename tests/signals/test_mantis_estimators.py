@@ -71,6 +71,7 @@ def test_the_given_encoder_and_the_generators_are_left_alone(waves):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     options = {"mode": "full", "lr": 0.01, "steps": 2, "length": 64}
     state = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    MantisClassifier(preset="tiny").fit(x, y)
     first = MantisClassifier(encoder, **options).fit(x, y)
     probabilities = first.predict_proba(x)
     MantisClassifier(encoder, **options).fit(x, y[::-1])

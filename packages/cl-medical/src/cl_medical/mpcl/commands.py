@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from contrastive_core.cli import Flat, options_of
@@ -12,7 +12,6 @@ from contrastive_core.files import json_text, refuse_existing, write_csv
 from contrastive_core.tables import print_rows
 from contrastive_core.training import RunFolder
 from cyclopts import Parameter
-from monai.data.meta_tensor import MetaTensor
 
 from cl_medical.mpcl.data import read_training
 from cl_medical.mpcl.evaluation import (
@@ -21,10 +20,9 @@ from cl_medical.mpcl.evaluation import (
     compare_runs,
     evaluate_cases,
     prototype_rows,
-    tracked,
 )
 from cl_medical.mpcl.ihpg import spread
-from cl_medical.mpcl.inference import Segmentation, Segmenter
+from cl_medical.mpcl.inference import Segmenter, segment_files
 from cl_medical.mpcl.plan import make_plan
 from cl_medical.mpcl.report import training_report
 from cl_medical.mpcl.system import Settings
@@ -209,26 +207,12 @@ def predict(
         overwrite: Replace existing files.
     """
     require(1 <= batch_size <= 65536, "--batch-size", batch_size, "1 to 65536 windows")
-    segmenter = Segmenter.load(run, device)
+    segmenter, paths = Segmenter.load(run, device), find_volumes(volumes)
     if largest_component is not None:
         segmenter.plan = dataclasses.replace(segmenter.plan, largest_component=largest_component)
-    paths = find_volumes(volumes)
-    kinds = {"": True, "_probabilities": probabilities, "_prototypes": prototype_map, "_winners": winners}
-    endings = [ending for ending, wanted in kinds.items() if wanted]
-    _check_outputs(paths, out, endings, overwrite)
-    failures: dict[Path, Exception] = {}
-    for name, path in tracked(list(paths.items()), "segmenting", True):
-        try:
-            image = read_image(path)
-            maps = {"probabilities": probabilities, "prototypes": prototype_map or winners}
-            result = segmenter.segment(image, batch=batch_size, **maps)
-            _write(result, image, out, name, endings)
-        except (InputError, OSError, MemoryError, RuntimeError) as error:  # torch runs out of memory as RuntimeError
-            if len(paths) == 1:
-                raise
-            failures[path] = error
-            continue
-        print(f"{name}: {_counts(result, segmenter.plan.classes)}", file=sys.stderr)
+    kinds = {"_probabilities": probabilities, "_prototypes": prototype_map, "_winners": winners}
+    extras = [kind for kind, wanted in kinds.items() if wanted]
+    failures = segment_files(segmenter, paths, out, extras=extras, batch=batch_size, overwrite=overwrite)
     print(f"{len(paths) - len(failures)} of {len(paths)} volumes segmented, in {out}")
     for path, failure in failures.items():
         print(f"failed: {path}: {reason(failure)}", file=sys.stderr)
@@ -289,37 +273,3 @@ def info() -> None:
         "Note: under the published assignment (--preset paper-code) all prototypes of a class move to its mean; the\n"
         "corrected preset keeps them apart. Baselines in the same package: upcol, ua-mt, mean-teacher, sup."
     )
-
-
-def _check_outputs(paths: dict[str, Path], out: Path, endings: list[str], overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError("the output is not a folder", where=out, remedy="name a folder")
-    inputs = {path.resolve() for path in paths.values()}
-    seen: dict[Path, Path] = {}
-    for name, path in paths.items():
-        for ending in endings:
-            target = out / f"{name}{ending}.nii.gz"
-            if target in seen:
-                raise InputError(
-                    "two results have one name", where=path, why=f"{target.name} is also written for {seen[target]}"
-                )
-            seen[target] = path
-            if target.resolve() in inputs:
-                raise InputError("the output would replace an input", where=target, remedy="name another folder")
-            refuse_existing(target, overwrite)
-
-
-def _write(result: Segmentation, image: MetaTensor, out: Path, name: str, endings: list[str]) -> None:
-    maps: dict[str, Any] = {"": result.labels, "_prototypes": result.prototype_labels, "_winners": result.winners}
-    for ending in endings:
-        path = out / f"{name}{ending}.nii.gz"
-        if ending in maps:
-            write_nifti(path, maps[ending], image)
-        elif result.probabilities is not None:
-            whole = np.moveaxis(np.rint(result.probabilities * 65535).astype(np.uint16), 0, -1)
-            write_nifti(path, whole, image, scale=1 / 65535)
-
-
-def _counts(result: Segmentation, classes: tuple[str, ...]) -> str:
-    counts = np.bincount(result.labels.ravel(), minlength=len(classes))
-    return ", ".join(f"{name} {count} voxels" for name, count in zip(classes[1:], counts[1:].tolist(), strict=True))

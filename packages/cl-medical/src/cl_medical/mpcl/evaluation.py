@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from cl_medical.mpcl.ihpg import Prototypes
-from cl_medical.mpcl.inference import Segmenter
+from cl_medical.mpcl.inference import Segmenter, tracked
 from cl_medical.mpcl.model import VNet
 from cl_medical.volumes.cases import Case, CaseSet
 from cl_medical.volumes.metrics import IGNORED, case_metrics, confusion, dice, summarise, summarise_classes
@@ -236,16 +235,6 @@ def prototype_rows(known: Prototypes, winners: np.ndarray, classes: Sequence[str
         }
         for i in range(c * k)
     ]
-
-
-def tracked(items: Sequence[Any], what: str, progress: bool) -> Iterable[Any]:
-    """The items, with a progress bar on a terminal."""
-    if not progress or not sys.stderr.isatty():
-        return items
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, description=what, console=Console(stderr=True))
 
 
 def _named(row: dict[str, Any]) -> dict[str, float]:

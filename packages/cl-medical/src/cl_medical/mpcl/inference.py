@@ -2,16 +2,20 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from contrastive_core.devices import pick_device
+from contrastive_core.errors import InputError
+from contrastive_core.files import refuse_existing
 from contrastive_core.training import seeded_generator
 from contrastive_core.weights import load_model, save_weights
 from jaxtyping import Float, Integer
+from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from cl_medical.mpcl.features import cosine_maps
@@ -19,9 +23,10 @@ from cl_medical.mpcl.ihpg import Prototypes, PrototypeSettings, average, ihpg
 from cl_medical.mpcl.model import NetworkConfig, VNet
 from cl_medical.volumes.caching import Volumes
 from cl_medical.volumes.metrics import largest_component
+from cl_medical.volumes.nifti import write_nifti
 from cl_medical.volumes.patches import foreground_crop
 from cl_medical.volumes.plan import DataPlan
-from cl_medical.volumes.reading import volume_of
+from cl_medical.volumes.reading import read_image, volume_of
 from cl_medical.volumes.sliding import slide
 
 KIND = "mpcl-segmenter"
@@ -176,6 +181,91 @@ class Segmenter:
             near_map,
             cosines,
         )
+
+
+def segment_files(
+    segmenter: Segmenter,
+    paths: Mapping[str, Path],
+    out: Path,
+    *,
+    extras: Sequence[str] = (),
+    batch: int = 1,
+    overwrite: bool = False,
+) -> dict[Path, Exception]:
+    """Segment volumes and write NIfTI in their own space: ``NAME.nii.gz``, and ``NAME`` with the ending of each extra.
+
+    Args:
+        segmenter: The model.
+        paths: Files or series by name.
+        out: Folder to write to.
+        extras: ``_probabilities`` (16-bit integers scaled to [0, 1], one channel a class), ``_prototypes`` (class of
+            the nearest prototype), ``_winners`` (its number).
+        batch: Windows the network sees at once.
+        overwrite: Replace existing files.
+
+    Returns:
+        What went wrong with each volume that could not be used; the others were written all the same.
+
+    Raises:
+        InputError: An output exists, would replace an input, or has the name of another; or the only volume failed.
+    """
+    endings = ["", *extras]
+    _check_outputs(paths, out, endings, overwrite)
+    failures: dict[Path, Exception] = {}
+    for name, path in tracked(list(paths.items()), "segmenting", True):
+        try:
+            image = read_image(path)
+            near = not {"_prototypes", "_winners"}.isdisjoint(extras)
+            result = segmenter.segment(image, probabilities="_probabilities" in extras, prototypes=near, batch=batch)
+            _write(result, image, out, name, endings)
+        except (InputError, OSError, MemoryError, RuntimeError) as error:  # torch runs out of memory as RuntimeError
+            if len(paths) == 1:
+                raise
+            failures[path] = error
+            continue
+        counts = np.bincount(result.labels.ravel(), minlength=len(segmenter.plan.classes)).tolist()
+        shown = [f"{each} {count} voxels" for each, count in zip(segmenter.plan.classes, counts, strict=True)]
+        print(f"{name}: {', '.join(shown[1:])}", file=sys.stderr)
+    return failures
+
+
+def _check_outputs(paths: Mapping[str, Path], out: Path, endings: Sequence[str], overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError("the output is not a folder", where=out, remedy="name a folder")
+    inputs = {path.resolve() for path in paths.values()}
+    seen: dict[Path, Path] = {}
+    for name, path in paths.items():
+        for ending in endings:
+            target = out / f"{name}{ending}.nii.gz"
+            if target in seen:
+                raise InputError(
+                    "two results have one name", where=path, why=f"{target.name} is also written for {seen[target]}"
+                )
+            seen[target] = path
+            if target.resolve() in inputs:
+                raise InputError("the output would replace an input", where=target, remedy="name another folder")
+            refuse_existing(target, overwrite)
+
+
+def _write(result: Segmentation, image: MetaTensor, out: Path, name: str, endings: Sequence[str]) -> None:
+    maps: dict[str, Any] = {"": result.labels, "_prototypes": result.prototype_labels, "_winners": result.winners}
+    for ending in endings:
+        path = out / f"{name}{ending}.nii.gz"
+        if ending in maps:
+            write_nifti(path, maps[ending], image)
+        elif result.probabilities is not None:
+            whole = np.moveaxis(np.rint(result.probabilities * 65535).astype(np.uint16), 0, -1)
+            write_nifti(path, whole, image, scale=1 / 65535)
+
+
+def tracked(items: Sequence[Any], what: str, progress: bool) -> Iterable[Any]:
+    """The items, with a progress bar on a terminal."""
+    if not progress or not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description=what, console=Console(stderr=True))
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ def logistic_head(z: Float[np.ndarray, "n d"], y: Int[np.ndarray, " n"], *, seed
     bias = bias - weight @ scaler.mean_
     if len(weight) == 1:  # two classes share one direction
         weight, bias = np.concatenate([np.zeros_like(weight), weight]), np.array([0.0, bias[0]])
-    layer = nn.Linear(weight.shape[1], len(weight))
+    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], len(weight))  # drawing values would move the generator
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))

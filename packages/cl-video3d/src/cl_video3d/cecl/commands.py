@@ -21,7 +21,7 @@ from cl_video3d.cecl.evaluation import evaluate_features, trained_on_test
 from cl_video3d.cecl.extraction import measure_videos
 from cl_video3d.cecl.folder import read_echoes
 from cl_video3d.cecl.inference import EchoEncoder, EmbeddingIndex, embed_source
-from cl_video3d.cecl.recommendation import QUALITIES, LadderPredictor, fit_ladders
+from cl_video3d.cecl.recommendation import QUALITIES, RATES, LadderPredictor, fit_ladders
 from cl_video3d.cecl.report import cluster_report, cluster_rows, evaluation_report, ladder_report, training_report
 from cl_video3d.cecl.system import Settings
 from cl_video3d.cecl.training import train_echo
@@ -299,7 +299,7 @@ def predict_ladder(
     for each in recommendations:
         print(each.text())
     _print_failures(failures)
-    print(f"commands in {out / 'ladders.json'}, report in {out / 'report.html'}")
+    print(f"{RATES}\ncommands in {out / 'ladders.json'}, report in {out / 'report.html'}")
     return int(bool(failures))
 
 

@@ -26,6 +26,7 @@ from cl_video3d.video.reading import RawFormat
 
 KIND = "cecl-ladders"
 QUALITIES = (30.0, 33.0, 36.0, 39.0, 42.0)
+RATES = "rates are those of short clips that begin with a key frame; files of longer groups of pictures need less"
 _SURE = 0.5
 PSNR_LIMIT = float(10 * np.log10(255**2 / MSE_FLOOR))
 

@@ -15,7 +15,7 @@ from cl_video3d.cecl.curves import log_rates, rate_at_quality
 from cl_video3d.cecl.data import EchoSet
 from cl_video3d.cecl.evaluation import Evaluation, spread_within
 from cl_video3d.cecl.inference import EchoEncoder
-from cl_video3d.cecl.recommendation import LadderPredictor, Recommendation
+from cl_video3d.cecl.recommendation import RATES, LadderPredictor, Recommendation
 from cl_video3d.cecl.system import Settings
 from cl_video3d.video.encoding import Codec
 from cl_video3d.video.planes import to_rgb
@@ -122,7 +122,7 @@ def ladder_report(recommendations: Sequence[Recommendation], failures: Sequence[
         report.figure(f"{each.name}: {facts}", predicted_curves(each), "; ".join(each.doubts))
         rows = [dataclasses.asdict(step) for step in each.steps]
         note = f"kbps at {each.fps:.3g} frames a second; quality in dB PSNR: expected, and what a tenth of held-out "
-        report.rows("Ladder", rows, note=note + "training clips fell below and exceeded.")
+        report.rows("Ladder", rows, note=f"{note}training clips fell below and exceeded. {RATES}.")
     for failure in failures:
         report.text(failure, "Left out")
     return report
