@@ -242,16 +242,13 @@ def test_strict_extraction_says_so_in_its_status(videos, tmp_path, capsys):
 def test_workers_die_with_their_parent(tmp_path):
     """SIGKILL leaves no time to tell them."""
     write(tmp_path / "videos" / "v.mp4", film(200))
-    words = [
-        "-c",
-        "from cl_video3d.cli import main; main()",
-        "cecl",
-        "encode-echo",
-        tmp_path / "videos",
-        tmp_path / "o",
-    ]
-    options = ["--workers", "2", "--clips", "400", "--codec", "hevc", "--preset", "veryslow", "--no-progress"]
-    parent = subprocess.Popen([sys.executable, *map(str, words), *options], start_new_session=True)
+    code = (
+        "from cl_video3d.cecl import ClipSettings, EchoSettings, measure_videos\n"
+        "from cl_video3d.video import read_manifest\n"
+        f"measure_videos(read_manifest({str(tmp_path / 'videos')!r}), {str(tmp_path / 'o')!r}, workers=2,\n"
+        "               clips=ClipSettings(clips=400), echo=EchoSettings(('hevc',), ('veryslow',)), progress=False)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 
     def alive():
         return [path for path in Path("/proc").iterdir() if path.name.isdigit() and _session(path) == parent.pid]
