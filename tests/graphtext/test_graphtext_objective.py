@@ -163,7 +163,9 @@ def test_neighbours_of_neighbours_are_as_many_as_asked_for_nearest_texts_first()
     of_first = [a for a, b in pairs.tolist() if b == 1]
     assert of_first == [2, 4]  # 4 and 6 are equal: the lower index
     assert (np.bincount(pairs[:, 1], minlength=7) == [0, 2, 2, 2, 2, 2, 2]).all()
-    assert not set(map(tuple, pairs.tolist())) & {(0, i) for i in range(7)}  # what is linked is no candidate
+    triangle = csr_of([(0, 1), (1, 2), (0, 2), (2, 3)], 4)  # what is linked is no candidate
+    pairs = candidate_pairs(triangle, unit[:4], torch.full((4,), 4), settings)
+    assert set(map(tuple, pairs.tolist())) == {(3, 0), (3, 1), (0, 3), (1, 3)}
 
 
 @pytest.mark.parametrize(
