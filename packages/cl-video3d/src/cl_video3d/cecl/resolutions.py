@@ -190,6 +190,6 @@ def cluster_crossovers(
     each = np.stack([crossovers(curves.of(index)) for index in range(len(curves.videos))])
     out = []
     for cluster in range(clusters):
-        mine = each[labels == cluster] if (labels == cluster).any() else each
-        out.append(np.minimum.accumulate(np.median(mine, axis=0)))
+        own = each[labels == cluster] if (labels == cluster).any() else each
+        out.append(np.minimum.accumulate(np.median(own, axis=0)))
     return out
