@@ -114,10 +114,10 @@ def refused(capsys, *words):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """``data`` and ``run``: MPCL after 60 steps on balls, two of them held out for testing, one for validation."""
+    """``data`` and ``run``: MPCL after 50 steps on balls, two of them held out for testing, one for validation."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("mpcl")
     data = dataset(folder / "data")
-    words = ["train", data, folder / "run", *TINY, "--steps", 60, "--test", 2, "--validation", 1]
-    assert run(*words, "--validate-every", 20, "--augment", "flip", "--optim.lr", 0.005) == 0
+    words = ["train", data, folder / "run", *TINY, "--steps", 50, "--test", 2, "--validation", 1]
+    assert run(*words, "--validate-every", 25, "--augment", "flip", "--optim.lr", 0.005) == 0
     return folder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cl_medical.mpcl import NetworkConfig, Segmenter, Settings, VNet, in_memory, train_segmenter
+from cl_medical.mpcl import NetworkConfig, Segmenter, Settings, VNet, in_memory, spread, train_segmenter
 from cl_medical.mpcl.data import Patches, TrainingData, patches
 from cl_medical.mpcl.evaluation import mean_dice
 from cl_medical.mpcl.model import Output
@@ -18,7 +18,7 @@ from cl_medical.volumes import DataOptions, Preprocessing
 from cl_medical.volumes.plan import DataPlan
 from contrastive_core.errors import ContrastiveWarning, InputError
 from contrastive_core.nn import sigmoid_rampup
-from contrastive_core.training import TrainSettings
+from contrastive_core.training import RunFolder, TrainSettings
 
 from tests.medical.conftest import ball
 
@@ -244,6 +244,23 @@ def balls():
 def settings(steps=4, **objective):
     training = TrainSettings(steps=steps, accelerator="cpu", progress=False, validate_every=2, seed=1)
     return Settings(objective=ObjectiveSettings(**objective), network=TINY, batch_size=1, training=training)
+
+
+@pytest.mark.parametrize("method", ["upcol", "mean-teacher", "ua-mt", "sup"])
+def test_baselines_share_everything_but_the_terms_of_their_loss(balls, tmp_path, method):
+    with RunFolder.create(tmp_path / "run", {}) as run:
+        train_segmenter(dataclasses.replace(balls, validation=[]), settings(2, method=method), run)
+        logged = {name for row in run.metrics() for name in row if name.startswith("loss_")}
+    prototypes = {"loss_pc_labelled", "loss_pc_unlabelled"}
+    consistency = {"loss_consistency"}
+    terms = {"upcol": prototypes, "mean-teacher": consistency, "ua-mt": consistency, "sup": set()}
+    assert logged == {"loss_sup", *terms[method]}
+
+
+def test_half_precision_trains(balls):
+    half = dataclasses.replace(settings(3).training, precision="bf16-mixed")
+    segmenter = train_segmenter(balls, dataclasses.replace(settings(3), training=half))
+    assert spread(segmenter.prototypes.centers).min() > 0.01
 
 
 def test_the_teacher_follows_the_student_by_its_decay(balls, monkeypatch):
