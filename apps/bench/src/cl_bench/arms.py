@@ -11,16 +11,12 @@ A claim module measures its arms (:func:`measure`) and compares them (:func:`com
 import dataclasses
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from contrastive_core.tables import show
-from contrastive_core.training import RunFolder
 from jaxtyping import Float
 
 from cl_bench.verdicts import Interval, paired_interval, spread
@@ -97,7 +93,7 @@ class Statement:
         return f"{self.better} {'<' if self.lower else '>'} {times}{baseline}{margin}"
 
     def surplus(self, better: Any, baseline: Any) -> Any:
-        """How far a score, or an array of them, is on the right side of what the baseline's asks for."""
+        """How far a score, or an array of them, is on the right side of what the statement asks for."""
         return (-1 if self.lower else 1) * (better - self.factor * baseline) - self.margin
 
 
@@ -221,13 +217,6 @@ def measure(method: str, arms: Mapping[str, Arm], seeds: Sequence[int], *, condi
             seconds = time.perf_counter() - before
             print(f"{method}: {arm}, {where}: {scores} ({seconds:.0f} s)", file=sys.stderr, flush=True)
     return Table(tuple(rows), time.perf_counter() - started)
-
-
-@contextmanager
-def temporary_run() -> Iterator[RunFolder]:
-    """A run folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder, RunFolder.create(Path(folder) / "run", {}) as run:
-        yield run
 
 
 @dataclasses.dataclass(frozen=True)
