@@ -49,7 +49,10 @@ class CachedVolumes:
     def __init__(self, cases: Sequence[Case], plan: DataPlan, *, labelled: bool, rate: float = 1.0) -> None:
         load = LoadCase(plan, labelled=labelled)
         with _own_errors():
-            self._data = CacheDataset(list(cases), load, cache_rate=rate, num_workers=1, progress=False)
+            # Filled here and not by MONAI's pool: its threads, still reading while an error ends the process, abort it.
+            self._data = CacheDataset(list(cases), load, cache_rate=rate, runtime_cache="threads")
+            for index in range(self._data.cache_num):
+                self._data[index]
 
     def __len__(self) -> int:
         return len(self._data)
