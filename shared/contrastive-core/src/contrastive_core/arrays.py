@@ -4,7 +4,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
@@ -79,11 +79,11 @@ def check_archive(path: Path) -> None:
         )
 
 
-def _check_header(file: IO[bytes], size: int, name: str) -> None:
+def _check_header(file: Any, size: int, name: str) -> None:
     """The header's shape must be what the length holds; numpy reserves memory by the header alone."""
-    version = np.lib.format.read_magic(file)  # type: ignore[arg-type]
+    version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)  # type: ignore[arg-type]
+    shape, _, dtype = read(file)
     if dtype.hasobject:
         raise InputError("the array was refused", where=name, why="it holds pickled objects", remedy=_REMEDY)
     need = math.prod(shape) * dtype.itemsize
