@@ -452,6 +452,19 @@ def test_alignment_is_the_dense_formula_with_queue_and_ids_taking_out_exactly_th
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
+def test_each_direction_of_an_alignment_meets_the_queue_of_the_other_view():
+    a, b, ids = torch.randn(4, 8), torch.randn(4, 8), torch.arange(4)
+    queues = []
+    for _ in range(2):
+        queue = FeatureQueue(8, 5)
+        queue.push(torch.randn(5, 8), ids=torch.arange(10, 15))
+        queues.append(queue.entries())
+    there, back = directed_alignment(a, b, ids, queue=queues[1]), directed_alignment(b, a, ids, queue=queues[0])
+    torch.testing.assert_close(alignment(a, b, ids, queue_a=queues[0], queue_b=queues[1]), (there + back) / 2)
+    plain = (directed_alignment(a, b, ids) + directed_alignment(b, a, ids)) / 2
+    torch.testing.assert_close(alignment(a, b, ids), plain)
+
+
 def test_task_losses_are_the_textbook_ones_and_unlabelled_rows_do_not_count():
     logits, labels = torch.randn(4, 3), torch.tensor([0, -1, 2, -1])
     wanted = F.cross_entropy(logits[[0, 2]], labels[[0, 2]], label_smoothing=0.1)

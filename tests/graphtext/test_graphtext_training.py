@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cl_graphtext.graphs.links import KnownLinks, split_links
 from cl_graphtext.graphs.perturb import graph_perturb
+from cl_graphtext.graphs.sampling import whole_block
 from cl_graphtext.graphs.splits import random_split
 from cl_graphtext.promptgnn_sim import (
     GraphModel,
@@ -21,9 +23,10 @@ from cl_graphtext.promptgnn_sim import (
     evaluate,
     train_graph,
 )
-from cl_graphtext.promptgnn_sim.data import Pipeline, prompt_rows
+from cl_graphtext.promptgnn_sim.data import Pipeline, link_csr, prompt_rows
 from cl_graphtext.promptgnn_sim.model import METHODS, Network, embed_nodes
 from cl_graphtext.promptgnn_sim.training import make_pipeline
+from cl_graphtext.promptgnn_sim.views import disturbed
 from cl_graphtext.texts.cache import TextCache
 from cl_graphtext.texts.encoders import TextSettings
 from contrastive_core.errors import ContrastiveWarning, InputError
@@ -103,6 +106,7 @@ def test_link_prediction_never_shows_a_held_out_link_and_never_learns_a_link_as_
     assert not drawn & (sets[0] | sets[1])
     view = model.view(graph.with_edges(links.messages))
     for i, row in enumerate(prompt_rows(model.pipeline, view, range(60))):
+        assert all(row["linked"])  # without further candidates, all who are kept
         for name in row["neighbours"]:
             assert tuple(sorted((i, int(name[1:])))) not in sets[1] | sets[2] | sets[3]
     # The same with other held-out links in the graph: nothing can depend on them.
@@ -258,6 +262,8 @@ def test_every_term_changes_exactly_the_modules_it_should(graph, features):
     entries = system.raw_queue.entries()
     assert not entries.features.requires_grad
     assert torch.equal(entries.ids, system.view.groups[nodes])
+    torch.testing.assert_close(entries.features, F.normalize(fused.raw.detach(), dim=1))
+    torch.testing.assert_close(system.prompt_queue.entries().features, F.normalize(fused.prompt.detach(), dim=1))
 
 
 def test_the_stages_of_link_prediction_and_grace_change_what_they_should(graph, features):
@@ -320,8 +326,21 @@ def test_evaluation_leaves_training_state_alone(graph, features):
     before, weights = torch.get_rng_state(), [w.clone() for w in system.state_dict().values()]
     embed_nodes(system.network, system.view)
     assert system.network.training
+    embed_nodes(system.network.eval(), system.view)
+    assert not system.network.training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(weights, system.state_dict().values()))
+
+
+def test_a_disturbed_view_drops_its_shares_and_no_edge_of_a_node_to_itself(graph):
+    block, x = whole_block(link_csr(graph)), torch.ones(90, 1000)
+    piece, seen = disturbed(block, x, 0.4, 0.3, torch.Generator().manual_seed(0))
+    loops = piece.edge_index[0] == piece.edge_index[1]
+    assert int(loops.sum()) == 90
+    assert int((~loops).sum()) == pytest.approx(0.6 * 2 * len(graph.edges), rel=0.15)
+    assert len(piece.edge_weight) == piece.edge_index.shape[1]
+    assert float(seen[0].mean()) == pytest.approx(0.7, abs=0.05)
+    assert torch.equal(seen[0], seen[89])  # the same features of all nodes
 
 
 def test_validations_move_no_draw_of_the_training_on(graph, features, tmp_path):
