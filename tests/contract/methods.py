@@ -119,8 +119,9 @@ VERBS = [
     Verb(
         "cl-graphtext promptgnn-sim train",
         tiny_promptgnn_sim,
-        "--features {folder}/data.npy --no-prompt --steps 6 --batch-size 8 --stages.warmup 2 --width 16 --heads 2 "
-        "--fusion-heads 2" + QUICK,
+        "--features {folder}/data.npy --no-prompt --steps 8 --batch-size 8 --stages.warmup 2 --stages.reselect 3 "
+        "--validate-every 2 --width 16 --heads 2 --fusion-heads 2" + QUICK,
+        still="--unlabelled 0",
     ),
     Verb("cl-video3d cecl train", tiny_cecl, "--steps 6 --batch-size 8" + QUICK),
 ]
