@@ -2,6 +2,7 @@
 
 import torch
 from contrastive_core.devices import pick_device
+from contrastive_core.errors import require
 from contrastive_core.training import RunFolder, fit
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -33,10 +34,19 @@ def train_segmenter(data: TrainingData, settings: Settings = Settings(), run: Ru
         image, label = data.validation[index]
         return 0.0 if label is None else mean_dice(network, image, label, data.plan)
 
-    training = settings.training
+    training, config = settings.training, network_for(settings, data.plan)
+    device = "cpu" if training.accelerator == "cpu" else pick_device("auto")
+    last = min(data.plan.patch) // config.divisor
+    # Torch's bf16 convolutions read memory that nobody wrote in backward, on processors, where a side is 2 or 3.
+    require(
+        device != "cpu" or "bf16" not in training.precision or last >= 4,
+        "--precision",
+        f"{training.precision} with sides of {last} voxels at the network's last scale, on a processor",
+        "32-true, a larger --patch, or fewer --network.downsamplings",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        network = VNet(network_for(settings, data.plan), len(data.plan.classes))
+        network = VNet(config, len(data.plan.classes))
     validation = len(data.validation)
     system = SegmentationSystem(network, settings, validate if validation else None)
     fit(
@@ -47,7 +57,6 @@ def train_segmenter(data: TrainingData, settings: Settings = Settings(), run: Ru
         validation_data=DataLoader(TensorDataset(torch.arange(validation))) if validation else None,
         keep="best" if validation else "last",
     )
-    device = "cpu" if training.accelerator == "cpu" else pick_device("auto")
     student = system.network.to(device)
     prototypes = labelled_prototypes(student, data.labelled, data.plan, system.prototypes, training.seed)
     return Segmenter(student, data.plan, prototypes, device)
