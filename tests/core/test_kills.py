@@ -106,7 +106,7 @@ def whole(_checked_shapes, tmp_path_factory):
     return WHOLE[0]
 
 
-@pytest.mark.parametrize("moment", range(1, 24, 2))
+@pytest.mark.parametrize("moment", range(1, 24))
 def test_killed_at_any_write(whole, tmp_path, moment):
     def killed():
         kill_at(moment)

@@ -14,9 +14,9 @@ from cl_foundations.images.arrays import from_cifar, npz_parts, read_npz
 from cl_foundations.images.cifar import find_cifar, read_cifar
 from cl_foundations.images.files import READ, FileSource
 from cl_foundations.images.layout import layout_of, same_depth
+from cl_foundations.images.listing import add_tables
 from cl_foundations.images.pixels import check_header, read_image, square
 from cl_foundations.images.sets import ImageSet, Split
-from cl_foundations.images.tables import add_tables
 
 OnCorrupt = Literal["refuse", "skip"]
 _IN_MEMORY = 2 << 30  # bytes of pixels up to which a set is decoded once and kept

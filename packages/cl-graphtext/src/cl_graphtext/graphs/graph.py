@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch_geometric.data import Data
 
 from cl_graphtext.graphs.splits import Split, checked_split, mask
-from cl_graphtext.texts.tables import mended
+from cl_graphtext.texts.reading import mended
 
 
 @dataclasses.dataclass(frozen=True)

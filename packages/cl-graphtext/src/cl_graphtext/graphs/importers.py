@@ -13,7 +13,7 @@ from jaxtyping import Int
 from cl_graphtext.graphs.graph import TextGraph, build
 from cl_graphtext.graphs.reading import ID, TEXT, TITLE, edge_indices
 from cl_graphtext.graphs.splits import PARTS
-from cl_graphtext.texts.tables import DESCRIPTION, LABEL, Table, class_indices, id_of, read_table
+from cl_graphtext.texts.reading import DESCRIPTION, LABEL, Table, class_indices, id_of, read_table
 
 _CHANCE = 1.5
 """Texts belong to their labels if they predict them this much better than chance, and better than shifted ones."""

@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 
 from cl_graphtext.graphs.graph import TextGraph, build
 from cl_graphtext.graphs.splits import part_of, parts_by_name
-from cl_graphtext.texts.tables import class_indices, id_of
+from cl_graphtext.texts.reading import class_indices, id_of
 
 _TEXT = ("text", "texts", "raw_text", "raw_texts")
 _TITLE = ("title", "titles")

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from cl_graphtext.graphs.graph import TextGraph, build
 from cl_graphtext.graphs.reading import ID, TEXT, TITLE
-from cl_graphtext.texts.tables import read_table
+from cl_graphtext.texts.reading import read_table
 
 _PLANETOID = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 

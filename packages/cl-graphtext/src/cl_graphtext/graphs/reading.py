@@ -1,7 +1,7 @@
 """The canonical folder of a text-attributed graph: ``nodes``, ``edges``, ``labels`` and a split.
 
 Every entry of the folder is used, refused or named in a note; how cells become ids, labels and texts is the rule of
-:mod:`cl_graphtext.texts.tables`.
+:mod:`cl_graphtext.texts.reading`.
 """
 
 import json
@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from cl_graphtext.graphs.graph import TextGraph, build
 from cl_graphtext.graphs.splits import parts_by_name
-from cl_graphtext.texts.tables import (
+from cl_graphtext.texts.reading import (
     DESCRIPTION,
     LABEL,
     Table,

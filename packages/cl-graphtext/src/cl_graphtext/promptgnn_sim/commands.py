@@ -43,7 +43,7 @@ from cl_graphtext.texts.answers import load_summarizer
 from cl_graphtext.texts.cache import TextCache, read_features
 from cl_graphtext.texts.encoders import TextSettings
 from cl_graphtext.texts.llm import LLMSettings
-from cl_graphtext.texts.tables import read_table
+from cl_graphtext.texts.reading import read_table
 
 Format = Literal["promptgfm", "planetoid", "wikics", "cstag", "debian", "python"]
 DEFAULT_CACHE = Path("text-cache")

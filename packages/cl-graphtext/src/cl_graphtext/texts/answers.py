@@ -13,7 +13,7 @@ from contrastive_core.errors import ContrastiveWarning, InputError
 from contrastive_core.files import read_json, read_json_lines, write_json
 
 from cl_graphtext.texts.llm import ChatClient, LLMSettings, LocalModel
-from cl_graphtext.texts.tables import id_of, mended
+from cl_graphtext.texts.reading import id_of, mended
 
 INSTRUCTION = (
     "You summarise one item of a collection. Answer with one JSON object and nothing else, with the keys "

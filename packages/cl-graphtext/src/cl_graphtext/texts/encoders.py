@@ -15,7 +15,7 @@ from contrastive_core.errors import InputError, reason, require
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cl_graphtext.texts.tables import mended
+from cl_graphtext.texts.reading import mended
 
 Pooling = Literal["mean", "last"]
 

@@ -14,7 +14,7 @@ from contrastive_core.devices import pick_device
 from contrastive_core.errors import InputError, reason, require
 
 from cl_graphtext.texts.encoders import loading
-from cl_graphtext.texts.tables import mended
+from cl_graphtext.texts.reading import mended
 
 _LARGEST = 1 << 24
 """Bytes of an answer beyond which it is none."""
